@@ -1,0 +1,47 @@
+# Every target sets up its own .venv on a fresh checkout; `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help demo test lint fit results clean
+.DEFAULT_GOAL := help
+
+help:  ## say what each target does
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+demo: .venv/installed  ## pretrain VICReg on the embedded digits, evaluate it, say what to look at
+	duality-ssl fit -c configs/data/digits.yaml --model VICReg --experiment demo
+	duality-ssl test --ckpt_path $$(ls -td runs/demo/VICReg/version_* | head -n 1)
+	@echo
+	@echo "The run is in $$(ls -td runs/demo/VICReg/version_* | head -n 1): config.yaml, metrics.csv, checkpoints/."
+	@echo "Curves, the views and the probe:  .venv/bin/tensorboard --logdir runs"
+	@echo "Another criterion, all else equal:  make fit ARGS='-c configs/data/digits.yaml --model SimCLR'"
+
+test: .venv/developed  ## run the whole suite (ARGS=... goes to pytest)
+	pytest -n 2 --dist loadfile $(ARGS)
+
+lint: .venv/developed  ## ruff and mypy
+	ruff check .
+	ruff format --check .
+	mypy
+
+fit: .venv/installed  ## duality-ssl fit with ARGS='-c configs/data/digits.yaml --model SimCLR'
+	duality-ssl fit $(ARGS)
+
+results: .venv/installed  ## run the experiments of docs/results.md again and rewrite its tables
+	python benchmarks/results.py $(ARGS)
+
+clean:  ## remove the environment, caches and build products, never runs/
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+.venv/developed: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,57 @@
+"""Contrastive and non-contrastive self-supervised pretraining under one roof.
+
+Importing the package costs nothing: the names below are loaded when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from duality_ssl.backbones import create_backbone, register_backbone
+    from duality_ssl.data import SSLDataModule, register_source
+    from duality_ssl.methods import (
+        DCL,
+        TCR,
+        BarlowTwins,
+        JointEmbedding,
+        SimCLR,
+        SpectralContrastive,
+        VICReg,
+        VICRegCtr,
+        VICRegExp,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DCL",
+    "TCR",
+    "BarlowTwins",
+    "JointEmbedding",
+    "SSLDataModule",
+    "SimCLR",
+    "SpectralContrastive",
+    "VICReg",
+    "VICRegCtr",
+    "VICRegExp",
+    "create_backbone",
+    "register_backbone",
+    "register_source",
+]
+
+_HOMES = {
+    "SSLDataModule": "data",
+    "register_source": "data",
+    "create_backbone": "backbones",
+    "register_backbone": "backbones",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'methods')}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,115 @@
+"""The two sides of the duality, watched during training for every method."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from duality_ssl.functional import (
+    column_fourth_norm_bounds,
+    dimension_contrastive,
+    fourth_norms,
+    full_precision,
+    normalize_rows,
+    row_fourth_norm_bounds,
+    sample_contrastive,
+)
+
+# columns of the D x D matrix that exist at a time
+_BLOCK = 1024
+
+
+class DualityMonitor(Callback):
+    r"""Logs both criteria, the fourth norms against their lower bounds, and the cosines.
+
+    On the embeddings of each view that the criterion saw (all processes), averaged over the two
+    views; see :func:`duality_terms` for what each name means. The first batch of every epoch is
+    measured, then every ``every_n_steps``-th of the epoch; an epoch's mean is logged as
+    ``duality/<name>``.
+
+    Args:
+        every_n_steps: Batches between two measurements within an epoch.
+        max_samples: Most rows of each view that are looked at.
+
+    Raises:
+        ValueError: If ``every_n_steps`` is below 1 or ``max_samples`` below 2.
+    """
+
+    def __init__(self, every_n_steps: int = 50, max_samples: int = 1024) -> None:
+        if every_n_steps < 1 or max_samples < 2:
+            raise ValueError(
+                "Expected `every_n_steps` >= 1 and `max_samples` >= 2, but got "
+                f"{every_n_steps} and {max_samples}."
+            )
+        self.every_n_steps = every_n_steps
+        self.max_samples = max_samples
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Mapping[str, Any],  # type: ignore[override]
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Measure the batch, where it is its turn."""
+        if batch_idx % self.every_n_steps:
+            return
+        views = [duality_terms(z[: self.max_samples]) for z in outputs["gathered"]]
+        means = {
+            f"duality/{name}": torch.stack([view[name] for view in views]).mean()
+            for name in views[0]
+        }
+        pl_module.log_dict(means, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+
+
+@torch.no_grad()
+@full_precision
+def duality_terms(z: Tensor) -> dict[str, Tensor]:
+    r"""The quantities of theorem 3.3 and lemma 3.4 for one view's embeddings.
+
+    Rows are normalised to norm 1 for everything but ``rows_fourth_over_bound``, for which the
+    columns are, as the lemma's other half asks; nothing is centred.
+
+    Args:
+        z: Embeddings of shape ``(N, D)``, ``N >= 2``; float32 inside, float64 stays float64.
+
+    Returns:
+        Scalars, on the device of ``z``:
+
+        - ``sample_contrastive``: :math:`L_c`, the squared off-diagonal of :math:`z z^T`.
+        - ``dimension_contrastive``: :math:`L_{nc}`, the squared off-diagonal of :math:`z^T z`.
+        - ``columns_fourth_over_bound``: :math:`\sum_j \|z_{\cdot j}\|^4` over its lower bound
+          :math:`N^2/D`, at least 1.
+        - ``rows_fourth_over_bound``: :math:`\sum_i \|z_{i \cdot}\|^4` over its lower bound
+          :math:`D^2/N`, of z with unit columns, at least 1.
+        - ``cosine_mean``, ``cosine_std``: of the N (N - 1) cosines between different samples.
+        - ``theorem_residual``: the difference of the two sides of theorem 3.3 over their size,
+          :math:`|\|z^T z\|_F^2 - \|z z^T\|_F^2| / \|z z^T\|_F^2`, each computed from its own
+          matrix, so that it is a check and not zero by construction.
+
+    Source: section 3 and supplements D and E of Garrido et al., ICLR 2023.
+    """
+    n, d = z.shape
+    rows, columns = normalize_rows(z), normalize(z, dim=0)
+    gram = rows @ rows.T
+    gram_norm = gram.square().sum()
+    # the D x D matrix in blocks: never more than D x 1024 of it at a time
+    blocks = [(block.T @ rows).square().sum() for block in rows.split(_BLOCK, dim=1)]
+    residual = (torch.stack(blocks).sum() - gram_norm).abs() / gram_norm
+    pairs = n * (n - 1)
+    similarity = sample_contrastive(rows)
+    cosine_mean = gram.fill_diagonal_(0).sum() / pairs
+    cosine_var = similarity / pairs - cosine_mean.square()
+    return {
+        "sample_contrastive": similarity,
+        "dimension_contrastive": dimension_contrastive(rows),
+        "columns_fourth_over_bound": fourth_norms(rows)[1] / column_fourth_norm_bounds(n, d)[0],
+        "rows_fourth_over_bound": fourth_norms(columns)[0] / row_fourth_norm_bounds(n, d)[0],
+        "cosine_mean": cosine_mean,
+        "cosine_std": cosine_var.clamp(min=0).sqrt(),
+        "theorem_residual": residual,
+    }

@@ -1,0 +1,115 @@
+"""Offline evaluation at the end of ``trainer.test``: frozen features, ``evaluation.json``."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from duality_ssl.callbacks.outputs import OutputStore, output_folder, write_atomically
+from duality_ssl.evaluation import evaluate
+
+
+class OfflineEvaluation(Callback):
+    """Evaluates frozen features when ``trainer.test`` ends and writes ``evaluation.json``.
+
+    Test loader 0 is the training set, un-augmented, loader 1 the validation set. Features of all
+    processes go to the CPU; the first process runs :func:`duality_ssl.evaluation.evaluate`, logs
+    ``test/linear_top1``, ``test/knn_top1``, ``test/few_label_top1``, ``test/few_label_std``,
+    ``test/rankme`` (validation embeddings) and ``test/rankme_features`` (accuracies as fractions),
+    and writes them, with the sizes of the sets and what was asked for, beside the checkpoint (in
+    the run's folder if there is none). Without labels only the ranks are there.
+
+    Args:
+        k: Neighbours that vote in the k-NN.
+        temperature: Temperature of their votes.
+        max_linear_samples: Most training samples the logistic regression is fitted on.
+        labels_per_class: Labelled samples a class in the few-label protocol.
+        few_label_draws: Draws that the few-label protocol averages over.
+
+    Raises:
+        ValueError: If the data does not have the two test loaders, or features are not finite.
+    """
+
+    def __init__(
+        self,
+        k: int = 5,
+        temperature: float = 0.07,
+        max_linear_samples: int = 50_000,
+        labels_per_class: int = 5,
+        few_label_draws: int = 20,
+    ) -> None:
+        self.settings: dict[str, Any] = {
+            "k": k,
+            "temperature": temperature,
+            "max_linear_samples": max_linear_samples,
+            "labels_per_class": labels_per_class,
+            "few_label_draws": few_label_draws,
+        }
+        self._train = OutputStore(())
+        self._val = OutputStore(())
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start with empty stores; refuse other loaders than a training and a validation set."""
+        loaders = len(trainer.num_test_batches)
+        if loaders != 2:
+            raise ValueError(
+                "Expected two test loaders, the training set and the validation set, but got "
+                f"{loaders}. Return both from `test_dataloader`."
+            )
+        self._train = OutputStore(("features", "labels"), device="cpu")
+        self._val = OutputStore(("features", "embeddings", "labels"), device="cpu")
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Mapping[str, Any],  # type: ignore[override]
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the features of the set that this loader reads."""
+        (self._train, self._val)[dataloader_idx].add(outputs)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate, log and write, on the first process."""
+        train = self._train.gather(pl_module.device)
+        val = self._val.gather(pl_module.device)
+        path = output_folder(trainer) / "evaluation.json"
+        if not trainer.is_global_zero:
+            return
+        results = evaluate(
+            train["features"],
+            train["labels"],
+            val["features"],
+            val["labels"],
+            val_embeddings=val["embeddings"],
+            **self.settings,
+        )
+        for name, value in results.items():
+            pl_module.log(f"test/{name}", value, rank_zero_only=True)
+        record = {**results, **self._facts(trainer, pl_module, train, val)}
+        content = json.dumps(record, indent=2) + "\n"
+        write_atomically(path, lambda file: file.write(content.encode()))
+        rank_zero_info(f"Wrote {path}.")
+
+    def _facts(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        train: Mapping[str, Tensor],
+        val: Mapping[str, Tensor],
+    ) -> dict[str, Any]:
+        """What the figures are of."""
+        return {
+            "method": type(pl_module).__name__,
+            "checkpoint": Path(trainer.ckpt_path).name if trainer.ckpt_path else None,
+            "num_train": len(train["labels"]),
+            "num_val": len(val["labels"]),
+            "num_features": train["features"].shape[1],
+            "settings": self.settings,
+        }

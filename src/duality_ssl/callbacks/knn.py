@@ -1,0 +1,168 @@
+"""The online k-NN: weighted neighbours among the latest training features."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from torch import Tensor
+
+from duality_ssl.callbacks.labelled import Accuracies, LabelledCallback, is_validation_set
+from duality_ssl.distributed import all_gather_rows, world_size
+from duality_ssl.evaluation import knn_votes
+
+
+class FeatureBank:
+    """The latest features and their labels, in a ring on the features' own device.
+
+    Args:
+        capacity: Most rows.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._features: Tensor | None = None
+        self._labels: Tensor | None = None
+        self._added = 0
+
+    def __len__(self) -> int:
+        return min(self._added, self.capacity)
+
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        """Add rows ``(N, F)`` and labels ``(N,)``; the oldest rows make place for them."""
+        features, labels = features[-self.capacity :], labels[-self.capacity :]
+        if self._features is None or self._labels is None:
+            # made outside inference mode, so that training and validation may both write
+            with torch.inference_mode(False):
+                self._features = features.new_zeros(self.capacity, features.shape[1])
+                self._labels = labels.new_full((self.capacity,), -1)
+        rows = torch.arange(self._added, self._added + len(features), device=features.device)
+        self._features.index_copy_(0, rows % self.capacity, features)
+        self._labels.index_copy_(0, rows % self.capacity, labels)
+        self._added += len(features)
+
+    def gather(self) -> tuple[Tensor, Tensor]:
+        """Features and labels of all processes' banks, labelled rows only."""
+        if self._features is None or self._labels is None:
+            raise ValueError("Expected a bank with features, but nothing was added to it.")
+        features = all_gather_rows(self._features[: len(self)])
+        labels = all_gather_rows(self._labels[: len(self)])
+        return features[labels >= 0], labels[labels >= 0]
+
+
+class OnlineKNN(LabelledCallback):
+    """Weighted k-NN accuracy on the validation set, with no training and no second forward pass.
+
+    The neighbours are the features that the training steps of the last epoch have left (both
+    augmented views, as the network was then), at most ``bank_size`` of them over all processes.
+    Where the pretraining data has no labels but the data module has a labelled set for probing
+    (``probe_is_pretrain`` False), they are that set's features, of the same validation. The bank is
+    not in the checkpoint: after a resume in the middle of an epoch the first validation sees the
+    features of the rest of that epoch.
+
+    Logs ``val/knn_top1`` and ``val/knn_top5`` (more than 5 classes) as fractions, each validation
+    sample counted once.
+
+    Args:
+        k: Neighbours that vote; clamped to the size of the bank.
+        temperature: Temperature T of the votes ``exp(cosine / T)``.
+        bank_size: Most features to search, over all processes.
+
+    Raises:
+        ValueError: If an argument is not positive.
+
+    Source: Wu et al., CVPR 2018, section 3.4, https://arxiv.org/abs/1805.01978
+    """
+
+    def __init__(self, k: int = 20, temperature: float = 0.07, bank_size: int = 16_384) -> None:
+        super().__init__()
+        if k < 1 or bank_size < 1 or not temperature > 0:
+            raise ValueError(
+                "Expected `k` and `bank_size` of at least 1 and `temperature` above 0, but got "
+                f"k={k}, bank_size={bank_size}, temperature={temperature}."
+            )
+        self.k = k
+        self.temperature = temperature
+        self.bank_size = bank_size
+        self._bank: FeatureBank | None = None
+        self._gathered: tuple[Tensor, Tensor] | None = None
+        self._accuracies: Accuracies | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start with an empty bank."""
+        self._bank = None
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Mapping[str, Any],  # type: ignore[override]
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Add the step's features of both views to the bank."""
+        if self.num_classes is None or self.learns_in_validation(trainer):
+            return
+        features = torch.cat(outputs["features"])
+        if self._bank is None:
+            # older features come from a network that is no more: one epoch is enough
+            epoch = trainer.num_training_batches * len(features)
+            self._bank = FeatureBank(int(min(self._share(), epoch)))
+        self._bank.add(features, outputs["labels"].repeat(2))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather the bank over the processes."""
+        if self.num_classes is None or trainer.sanity_checking:
+            return
+        self._accuracies = Accuracies(self.num_classes, pl_module.device)
+        self._gathered = None
+        if self.learns_in_validation(trainer):
+            self._bank = FeatureBank(self._share())
+        elif self._bank is not None:
+            self._gathered = self._bank.gather()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Mapping[str, Any],  # type: ignore[override]
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Classify the validation set; fill the bank from an earlier, labelled loader."""
+        if self.num_classes is None or self._accuracies is None or trainer.sanity_checking:
+            return
+        if self._bank is None:
+            return
+        features, labels = outputs["features"], outputs["labels"]
+        if not is_validation_set(trainer, dataloader_idx):
+            if dataloader_idx == 0 and self.learns_in_validation(trainer):
+                self._bank.add(features, labels)
+            return
+        if self._gathered is None:
+            self._gathered = self._bank.gather()
+        bank, bank_labels = self._gathered
+        if len(bank):
+            votes = knn_votes(
+                bank,
+                bank_labels,
+                features,
+                self.num_classes,
+                k=self.k,
+                temperature=self.temperature,
+            )
+            self._accuracies.update(votes, labels)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the accuracies over all processes and let the gathered bank go."""
+        if self._accuracies is None or self._gathered is None or trainer.sanity_checking:
+            return
+        if len(self._gathered[0]):
+            self._accuracies.log(pl_module, "val/knn")
+        self._gathered = None
+
+    def _share(self) -> int:
+        """Rows of the bank that one process keeps."""
+        return math.ceil(self.bank_size / world_size())

@@ -1,0 +1,59 @@
+"""Features in a file: what ``trainer.predict`` leaves."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from duality_ssl.callbacks.outputs import OutputStore, output_folder, write_atomically
+
+_NAMES = ("features", "embeddings", "labels")
+
+
+class FeatureWriter(Callback):
+    """Writes features, embeddings and labels of all of ``trainer.predict`` to one file.
+
+    ``features`` ``(N, F)`` and ``embeddings`` ``(N, D)`` are float32, ``labels`` ``(N,)`` int64 (-1
+    is unlabelled). The file is a NumPy archive without pickles, read with
+    ``numpy.load("features.npz")``, beside the checkpoint (in the run's folder if there is none).
+    Rows are in the order of the predict loader; with several processes, those of the first come
+    first.
+
+    Args:
+        filename: Name of the file.
+    """
+
+    def __init__(self, filename: str = "features.npz") -> None:
+        self.filename = filename
+        self._store = OutputStore(_NAMES)
+
+    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start with an empty store."""
+        self._store = OutputStore(_NAMES, device="cpu")
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Mapping[str, Any],
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep this batch's outputs."""
+        self._store.add(outputs)
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather over processes; the first one writes."""
+        rows = self._store.gather(pl_module.device)
+        path = output_folder(trainer) / self.filename
+        if not trainer.is_global_zero:
+            return
+        arrays = {
+            name: (value.float() if value.is_floating_point() else value).numpy()
+            for name, value in rows.items()
+        }
+        write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
+        rank_zero_info(f"Wrote {len(arrays['labels'])} samples to {path}.")

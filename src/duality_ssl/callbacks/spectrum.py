@@ -1,0 +1,74 @@
+"""RankMe: the effective rank of validation embeddings and features, which needs no labels."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from duality_ssl.callbacks.labelled import is_validation_set
+from duality_ssl.callbacks.outputs import OutputStore
+from duality_ssl.distributed import world_size
+from duality_ssl.functional import rankme
+
+_NAMES = {"embeddings": "val/rankme", "features": "val/rankme_features"}
+
+
+class RankMe(Callback):
+    r"""Effective rank of the validation set's embeddings and features.
+
+    .. math:: \exp\Big(-\sum_k p_k \log p_k\Big), \quad p_k = \sigma_k / \sum_l \sigma_l
+
+    with the singular values of the ``(N, D)`` matrix, not centred. Logs ``val/rankme`` (projector
+    outputs) and ``val/rankme_features`` (backbone features), over all processes; NaN where an
+    embedding is not finite. Every validation batch gives the same share of ``max_samples``.
+
+    Args:
+        max_samples: Most samples, over all processes.
+
+    Raises:
+        ValueError: If ``max_samples`` is below 2.
+
+    Source: Garrido et al., RankMe, ICML 2023, https://arxiv.org/abs/2210.02885 (25,600 samples)
+    """
+
+    def __init__(self, max_samples: int = 25_600) -> None:
+        if max_samples < 2:
+            raise ValueError(f"Expected `max_samples` of at least 2, but got {max_samples}.")
+        self.max_samples = max_samples
+        self._store = OutputStore(list(_NAMES))
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start with an empty store."""
+        self._store = OutputStore(list(_NAMES))
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Mapping[str, Any],  # type: ignore[override]
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep this batch's share of the samples."""
+        if trainer.sanity_checking or not is_validation_set(trainer, dataloader_idx):
+            return
+        per_process = max(1, self.max_samples // world_size())
+        batches = min(trainer.num_val_batches[dataloader_idx], per_process)
+        share = per_process // int(batches)
+        # the set's order may be that of its classes: all batches count, none whole
+        self._store.add(outputs, limit=max(0, min(share, per_process - len(self._store))))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log both effective ranks."""
+        if trainer.sanity_checking or not len(self._store):
+            return
+        for name, rows in self._store.gather(pl_module.device).items():
+            pl_module.log(_NAMES[name], _finite_rank(rows.float()), sync_dist=True)
+
+
+def _finite_rank(rows: Tensor) -> Tensor:
+    """RankMe, or NaN for rows that have none."""
+    return rankme(rows) if rows.isfinite().all() else rows.new_tensor(torch.nan)

@@ -1,0 +1,211 @@
+"""The command ``duality-ssl fit|validate|test|predict``."""
+
+import logging
+import os
+import sys
+import warnings
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import DefaultHelpFormatter
+from lightning import Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from duality_ssl.callbacks import (
+    CollapseGuard,
+    DualityMonitor,
+    FeatureWriter,
+    OfflineEvaluation,
+    OnlineKNN,
+    OnlineLinearProbe,
+    RankMe,
+    RunCheckpoint,
+    RunProgress,
+    ViewGrid,
+)
+from duality_ssl.data import SSLDataModule
+from duality_ssl.messages import check_configs, config_files, explain, refuse, sentence_of
+from duality_ssl.methods import JointEmbedding
+
+_DESCRIPTION = """\
+Self-supervised image pretraining: contrastive and non-contrastive methods under one roof.
+
+  duality-ssl fit -c configs/data/digits.yaml --model VICReg
+  duality-ssl fit -c configs/data/digits.yaml --model SimCLR --model.temperature 0.2
+  duality-ssl test --ckpt_path runs/digits/VICReg/version_0/checkpoints/last.ckpt
+
+Methods: {methods}.
+What a method, the data or the trainer takes: duality-ssl fit --model.help VICReg, and fit --help."""
+
+_SUBCOMMANDS = {
+    "fit": "Pretrain, watch the probes, write runs/EXPERIMENT/METHOD/version_N.",
+    "validate": "Print the metrics of a checkpoint: online probes, k-NN, RankMe.",
+    "test": "Evaluate frozen features offline; write evaluation.json beside the checkpoint.",
+    "predict": "Write features and labels to features.npz beside the checkpoint.",
+}
+
+_CALLBACKS = {
+    "probe": OnlineLinearProbe,
+    "knn": OnlineKNN,
+    "rankme": RankMe,
+    "duality": DualityMonitor,
+    "guard": CollapseGuard,
+    "views": ViewGrid,
+    "checkpoint": RunCheckpoint,
+    "evaluation": OfflineEvaluation,
+    "features": FeatureWriter,
+}
+
+
+def method_names() -> list[str]:
+    """Names that ``--model`` takes, a user's own imported methods included."""
+    return sorted(cls.__name__ for cls in _subclasses(JointEmbedding))
+
+
+def _subclasses(cls: type) -> list[type]:
+    return [sub for child in cls.__subclasses__() for sub in (child, *_subclasses(child))]
+
+
+class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of the description as they are written."""
+
+
+class CommandParser(LightningArgumentParser):
+    """A parser whose errors are a sentence, with the nearest valid names, and no page of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what is wrong and what would be right; exit with code 2."""
+        if _debugging() or not self.exit_on_error:
+            super().error(message, ex)
+        refuse(explain(message, getattr(ex, "subcommand_parser", None) or self, method_names()))
+
+
+class Command(LightningCLI):
+    """LightningCLI with the callbacks of a run, its folder, and one seed for everything."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Take no abbreviation: a mistyped option must not set another one."""
+        return super().init_parser(
+            allow_abbrev=False, formatter_class=HelpFormatter, **kwargs
+        )
+
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        """Say what each subcommand does here, not what the Trainer's method does."""
+        super().setup_parser(*args, **kwargs)
+        for choice in self.parser._subcommands_action._choices_actions:
+            choice.help = _SUBCOMMANDS[choice.dest]
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse what `main` made of the command line; Lightning would warn of it."""
+        self.config = parser.parse_args(args)
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what a run decides first, and the Trainer's many options last."""
+        parser.usage = "%(prog)s [-c FILE.yaml ...] [--model METHOD] [--GROUP.OPTION VALUE ...]"
+        parser.add_argument(
+            "--experiment",
+            type=str | None,
+            default=None,
+            help="Names the run's folder, runs/EXPERIMENT/METHOD/version_N; default: the source.",
+        )
+        parser.add_lightning_class_args(self._model_class, "model", subclass_mode=True)
+        parser.add_lightning_class_args(self._datamodule_class, "data")
+        for key, callback in _CALLBACKS.items():
+            parser.add_lightning_class_args(callback, key)
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({"trainer.default_root_dir": "runs"})
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse to go on without a method; hand the data the seed that was drawn."""
+        method = self._get(self.config, "model")["class_path"].rpartition(".")[2]
+        if method == JointEmbedding.__name__:
+            refuse(f"No method was chosen. Name one with --model: {', '.join(method_names())}.")
+        self._get(self.config, "data").seed = int(self._get(self.config, "seed_everything"))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Log a fit to ``runs/EXPERIMENT/METHOD/version_N``; the other commands log nothing."""
+        config = self._get(self.config_init, "trainer")
+        if config.logger in (None, True):
+            kwargs["logger"] = self._loggers() if self.subcommand == "fit" else False
+        if config.enable_progress_bar is not False:
+            kwargs["callbacks"] = [*(config.callbacks or []), RunProgress()]
+        return super().instantiate_trainer(**kwargs)
+
+    def _loggers(self) -> list[TensorBoardLogger | CSVLogger]:
+        experiment = self._get(self.config, "experiment") or self._get(self.config, "data").source
+        folder = Path(self._get(self.config, "trainer").default_root_dir) / experiment
+        method = type(self.model).__name__
+        tensorboard = TensorBoardLogger(folder, name=method, default_hp_metric=False)
+        return [tensorboard, CSVLogger(folder, name=method, version=tensorboard.version)]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run ``duality-ssl`` with these arguments, by default those of the command line.
+
+    A mistake of the user ends in one sentence and exit code 2; with ``DUALITY_SSL_DEBUG=1`` the
+    traceback is shown.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    _quiet()
+    try:
+        words = with_config_of_run(words)
+        check_configs(words)
+        Command(
+            JointEmbedding,
+            SSLDataModule,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            parser_class=CommandParser,
+            parser_kwargs={
+                "prog": "duality-ssl",
+                "description": _DESCRIPTION.format(methods=", ".join(method_names())),
+                **{name: {"description": text} for name, text in _SUBCOMMANDS.items()},
+            },
+            args=words,
+        )
+    except Exception as error:
+        sentence = sentence_of(error)
+        if sentence is None or _debugging():
+            raise
+        refuse(sentence)
+
+
+def _quiet() -> None:
+    """Silence what libraries say of each other and the user can do nothing about."""
+    # config.yaml and the events of TensorBoard are in the run's folder before metrics.csv is
+    warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage()
+    )
+
+
+def with_config_of_run(words: list[str]) -> list[str]:
+    """Read the run's own ``config.yaml`` where ``--ckpt_path`` is given and no config is.
+
+    ``--ckpt_path`` may also be the folder of a run: its last checkpoint is meant then.
+    """
+    values = dict(zip(words, words[1:], strict=False))
+    values |= dict(word.split("=", 1) for word in words if word.startswith("--ckpt_path="))
+    if "--ckpt_path" not in values:
+        return words
+    given = values["--ckpt_path"]
+    checkpoint = Path(given)
+    if checkpoint.is_dir():
+        checkpoint = checkpoint / "checkpoints" / "last.ckpt"
+        words = [word.replace(given, str(checkpoint)) for word in words]
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"There is no checkpoint {checkpoint}.")
+    config = checkpoint.parent.parent / "config.yaml"
+    if config_files(words) or not config.is_file():
+        return words
+    return [words[0], "--config", str(config), *words[1:]]
+
+
+def _debugging() -> bool:
+    return os.environ.get("DUALITY_SSL_DEBUG", "") not in ("", "0")

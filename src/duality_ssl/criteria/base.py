@@ -1,0 +1,132 @@
+"""What every criterion shares: checked views, full precision, a readable ``repr``."""
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from duality_ssl.functional import full_precision
+
+
+class Criterion(nn.Module, ABC):
+    """A loss of two views' embeddings; subclasses implement :meth:`terms`.
+
+    Set ``criterion.check_finite = True`` to have a NaN or Inf from upstream raise a ``ValueError``
+    that counts them. It is off by default because it waits for the device at every step.
+
+    Attributes:
+        check_finite: Whether to look for NaN and Inf in the views.
+        min_dimensions: Fewest dimensions that the criterion is defined for.
+    """
+
+    check_finite: bool = False
+    min_dimensions: int = 1
+
+    @abstractmethod
+    def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
+        """Compute ``"loss"`` and its named terms, unweighted.
+
+        Args:
+            z1: Embeddings of the first view, shape ``(N, D)``, checked, float32 or float64.
+            z2: Embeddings of the second view, the same shape; row i is the partner of row i.
+
+        Returns:
+            Scalars; ``"loss"`` is the weighted sum of the others.
+        """
+
+    def forward(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
+        """Check the views and compute the terms in float32 (float64 for float64), autocast or not.
+
+        Args:
+            z1: Embeddings of the first view, shape ``(N, D)``, ``N >= 2``, of any floating dtype.
+            z2: Embeddings of the second view, same shape and dtype; row i is the partner of row i.
+
+        Returns:
+            ``"loss"`` and the terms that it weighs, scalars, all with gradient.
+
+        Raises:
+            ValueError: If the views are not two floating-point matrices of one shape and dtype with
+                enough rows and columns or, with ``check_finite``, have a NaN or Inf.
+        """
+        check_views(z1, z2, self.min_dimensions)
+        if self.check_finite:
+            _check_finite(z1, z2)
+        return full_precision(self.terms)(z1, z2)
+
+    def extra_repr(self) -> str:
+        """Return the arguments of the criterion, for ``repr``."""
+        names = inspect.signature(type(self)).parameters
+        return ", ".join(f"{name}={getattr(self, name, '?')!r}" for name in names)
+
+
+def check_views(z1: Tensor, z2: Tensor, min_dimensions: int = 1) -> None:
+    """Check that two views can be compared.
+
+    Args:
+        z1: Embeddings of the first view.
+        z2: Embeddings of the second view.
+        min_dimensions: Fewest columns.
+
+    Raises:
+        ValueError: Unless both have one shape ``(N, D)`` with ``N >= 2`` and
+            ``D >= min_dimensions``, and one floating-point dtype.
+    """
+    if z1.ndim != 2 or z1.shape != z2.shape:
+        got = f"{tuple(z1.shape)} and {tuple(z2.shape)}"
+        raise ValueError(f"Expected `z1` and `z2` to share one shape (N, D), but got {got}.")
+    if not z1.is_floating_point() or z1.dtype != z2.dtype:
+        raise ValueError(
+            "Expected `z1` and `z2` to share one floating-point dtype, but got "
+            f"{z1.dtype} and {z2.dtype}."
+        )
+    if len(z1) < 2:
+        raise ValueError(f"Expected at least 2 samples to compare, but got N={len(z1)}.")
+    if z1.shape[1] < min_dimensions:
+        raise ValueError(
+            f"Expected embeddings of at least {min_dimensions} dimension(s), but got "
+            f"D={z1.shape[1]}."
+        )
+
+
+def _check_finite(z1: Tensor, z2: Tensor) -> None:
+    for name, z in (("z1", z1), ("z2", z2)):
+        nan, inf = z.isnan(), z.isinf()
+        if (nan | inf).any():
+            rows = (nan | inf).any(dim=1).sum().item()
+            raise ValueError(
+                f"Expected finite embeddings, but got {nan.sum().item()} NaN and "
+                f"{inf.sum().item()} Inf values in {rows} of the {len(z)} rows of `{name}`: look "
+                "upstream of the criterion (learning rate, mixed precision, input images)."
+            )
+
+
+def check_positive(name: str, value: float) -> None:
+    """Check a criterion's argument at construction.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What was given.
+
+    Raises:
+        ValueError: Unless the value is positive and finite.
+    """
+    if not 0 < value < math.inf:
+        raise ValueError(f"Expected `{name}` to be positive and finite, but got {value}.")
+
+
+def check_choice(name: str, value: str, valid: Iterable[str]) -> None:
+    """Check a criterion's argument at construction.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What was given.
+        valid: What may be given.
+
+    Raises:
+        ValueError: Unless the value is one of the valid ones; the message names them.
+    """
+    valid = list(valid)
+    if value not in valid:
+        raise ValueError(f"Expected `{name}` to be one of {valid}, but got {value!r}.")

@@ -1,0 +1,189 @@
+"""Sample-contrastive criteria: SimCLR, DCL and spectral contrastive."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from duality_ssl.criteria.base import Criterion, check_choice, check_positive
+from duality_ssl.functional import (
+    cross_gram,
+    negatives_logsumexp,
+    normalize_centered_rows,
+    normalize_rows,
+    project_to_ball,
+    standardize_columns,
+)
+
+Similarity = Literal["cosine", "squared", "absolute"]
+Normalization = Literal["embeddings", "centered", "standardized"]
+
+
+def _standardize(z: Tensor, length: float) -> Tensor:
+    n, d = z.shape
+    return standardize_columns(z, length * (n / d) ** 0.5)
+
+
+# From the matrix of products to the similarities, and the power of 1 / temperature that, in the
+# norm of the embeddings, divides those similarities by the temperature without a pass of their own.
+_SIMILARITIES: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "cosine": (lambda products: products, 0.5),
+    "squared": (torch.square, 0.25),
+    "absolute": (torch.abs, 0.5),
+}
+_NORMALIZATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "embeddings": normalize_rows,
+    "centered": normalize_centered_rows,
+    "standardized": _standardize,
+}
+
+
+class _PairContrast(Criterion):
+    """What SimCLR and DCL share: the logits of each sample's positive and of its negatives."""
+
+    def __init__(
+        self, temperature: float, similarity: Similarity, normalization: Normalization
+    ) -> None:
+        super().__init__()
+        check_positive("temperature", temperature)
+        check_choice("similarity", similarity, _SIMILARITIES)
+        check_choice("normalization", normalization, _NORMALIZATIONS)
+        self.temperature = temperature
+        self.similarity = similarity
+        self.normalization = normalization
+
+    def logits(self, z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the positives' logits and the negatives' log-sum-exp.
+
+        Args:
+            z1: Embeddings of the first view, shape ``(N, D)``.
+            z2: Embeddings of the second view, shape ``(N, D)``.
+
+        Returns:
+            Similarity over temperature of the N positive pairs, shape ``(N,)``, and the
+            log-sum-exp over the ``2 N - 2`` negatives of both views' samples, shape ``(2, N)``.
+        """
+        similarity, power = _SIMILARITIES[self.similarity]
+        normalize = _NORMALIZATIONS[self.normalization]
+        length = self.temperature**-power
+        h1, h2 = normalize(z1, length), normalize(z2, length)
+        positives = similarity((h1 * h2).sum(dim=1))
+        return positives, torch.stack(negatives_logsumexp(h1, h2, similarity))
+
+
+class SimCLR(_PairContrast):
+    r"""NT-Xent: each of the 2N samples must find its partner among all the others.
+
+    .. math:: L = \frac{1}{2N} \sum_i \Bigl(-\frac{s_i^+}{\tau}
+        + \log\bigl(e^{s_i^+/\tau} + \sum_{j \in \mathrm{neg}(i)} e^{s_{ij}/\tau}\bigr)\Bigr)
+
+    The mean is over the 2N samples of both views; the negatives are the ``2 N - 2`` other samples
+    in both views. Statistics of ``centered`` and ``standardized`` are those of each view.
+
+    Terms: ``invariance``, the mean of :math:`-s^+/\tau`, and ``contrast``, the mean log-sum-exp;
+    the loss is their sum.
+
+    Args:
+        temperature: :math:`\tau`, positive.
+        similarity: ``cosine``, ``squared`` (SimCLR-sq, :math:`\cos^2`) or ``absolute``
+            (SimCLR-abs), for positives and negatives alike.
+        normalization: ``embeddings`` gives unit rows; ``centered`` centres each dimension over the
+            batch before (the paper's A); ``standardized`` centres and gives each dimension the norm
+            :math:`\sqrt{N/D}` instead of normalising rows (B), the similarity then being a dot
+            product of rows that have unit norm on average only.
+
+    Raises:
+        ValueError: If the temperature is not positive, or a name is unknown.
+
+    Reference: Chen et al., ICML 2020, eq. 1, https://arxiv.org/abs/2002.05709; -sq and
+    -abs: Garrido et al., ICLR 2023, proposition 3.2, https://arxiv.org/abs/2206.02574
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.15,
+        similarity: Similarity = "cosine",
+        normalization: Normalization = "embeddings",
+    ) -> None:
+        super().__init__(temperature, similarity, normalization)
+
+    def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
+        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
+        positives, negatives = self.logits(z1, z2)
+        invariance = -positives.mean()
+        contrast = torch.logaddexp(negatives, positives.expand_as(negatives)).mean()
+        return {"loss": invariance + contrast, "invariance": invariance, "contrast": contrast}
+
+
+class DCL(_PairContrast):
+    r"""Decoupled contrastive learning: SimCLR with the positive left out of the log-sum.
+
+    .. math:: L = \frac{1}{2N} \sum_i \Bigl(-\frac{s_i^+}{\tau}
+        + \log\sum_{j \in \mathrm{neg}(i)} e^{s_{ij}/\tau}\Bigr)
+
+    Mean, negatives and terms are :class:`SimCLR`'s.
+
+    Args:
+        temperature: :math:`\tau`, positive.
+        similarity: ``cosine``, ``squared`` (DCL-sq, :math:`\cos^2`) or ``absolute`` (DCL-abs), for
+            positives and negatives alike.
+        normalization: ``embeddings``, ``centered`` or ``standardized``; see :class:`SimCLR`.
+
+    Raises:
+        ValueError: If the temperature is not positive, or a name is unknown.
+
+    Reference: Yeh et al., ECCV 2022, section 3, https://arxiv.org/abs/2110.06848; -sq and
+    -abs: Garrido et al., ICLR 2023, proposition 3.2, https://arxiv.org/abs/2206.02574
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        similarity: Similarity = "cosine",
+        normalization: Normalization = "embeddings",
+    ) -> None:
+        super().__init__(temperature, similarity, normalization)
+
+    def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
+        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
+        positives, negatives = self.logits(z1, z2)
+        invariance, contrast = -positives.mean(), negatives.mean()
+        return {"loss": invariance + contrast, "invariance": invariance, "contrast": contrast}
+
+
+class SpectralContrastive(Criterion):
+    r"""Spectral contrastive loss, on rows projected into a ball.
+
+    .. math:: L = \frac{1}{\mu}\Bigl(-\frac{2}{N}\sum_i z_{1,i} \cdot z_{2,i}
+        + \frac{1}{N(N-1)}\sum_{i \ne j} (z_{1,i} \cdot z_{2,j})^2\Bigr)
+
+    Rows longer than :math:`\sqrt\mu` are shortened to it, shorter ones are left. The negatives are
+    those across the views. With ``N > D`` the sum comes from two ``D x D`` matrices.
+
+    Terms: ``invariance`` and ``contrast``, the two summands with their factors and :math:`1/\mu`;
+    the loss is their sum.
+
+    Args:
+        radius: :math:`\mu`, positive: the ball's *squared* radius.
+
+    Raises:
+        ValueError: If the radius is not positive.
+
+    Reference: HaoChen et al., NeurIPS 2021, section 3.2 (the ball: its appendix on experiments),
+    https://arxiv.org/abs/2106.04156
+    """
+
+    def __init__(self, radius: float = 1.0) -> None:
+        super().__init__()
+        check_positive("radius", radius)
+        self.radius = radius
+
+    def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
+        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
+        n = len(z1)
+        length = self.radius**0.5
+        squares, products = cross_gram(project_to_ball(z1, length), project_to_ball(z2, length))
+        invariance = -2 * products.mean() / self.radius
+        contrast = squares / (n * (n - 1) * self.radius)
+        return {"loss": invariance + contrast, "invariance": invariance, "contrast": contrast}

@@ -1,0 +1,156 @@
+"""VICReg and the two criteria that turn it, step by step, into a contrastive one."""
+
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from duality_ssl.criteria.base import Criterion, check_positive
+from duality_ssl.functional import (
+    variance_and_covariance,
+    variance_and_covariance_logsumexp,
+    variance_hinge,
+)
+
+
+class VICReg(Criterion):
+    r"""Variance, invariance and covariance of two views.
+
+    .. math:: L = \lambda \frac{1}{ND}\|z_1 - z_2\|_F^2 + \mu \frac{v(z_1) + v(z_2)}{2}
+        + \nu \bigl(c(z_1) + c(z_2)\bigr)
+
+    with :math:`v = \frac1D \sum_j \max(0, 1 - \sqrt{\mathrm{var}_j + 10^{-4}})`, the variance
+    unbiased, and :math:`c = \frac1D \sum_{i \ne j} C_{ij}^2` of the covariance
+    :math:`C = z^\top z / (N - 1)` of column-centred z. This is the authors' released code: the
+    variance term is halved, the covariance term is divided by ``D`` and not halved, the invariance
+    is a mean over N *and* D (the paper's text sums over D and does not halve).
+
+    With ``N < D`` the covariance term comes from the ``N x N`` Gram matrix (equation 10 of Garrido
+    et al.): O(N² D) instead of O(N D²), and no ``D x D`` matrix.
+
+    Terms: ``invariance``, ``variance`` and ``covariance`` as they stand behind their weights.
+
+    Args:
+        invariance: Weight :math:`\lambda`.
+        variance: Weight :math:`\mu`.
+        covariance: Weight :math:`\nu`.
+
+    Reference: Bardes et al., ICLR 2022, eq. 6, https://arxiv.org/abs/2105.04906
+    """
+
+    def __init__(self, invariance: float = 25, variance: float = 25, covariance: float = 1) -> None:
+        super().__init__()
+        self.invariance = invariance
+        self.variance = variance
+        self.covariance = covariance
+
+    def variance_and_covariance(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the variance of each column of ``z`` and the penalty on their covariances.
+
+        Args:
+            z: Shape ``(N, D)``, not centred.
+
+        Returns:
+            Shape ``(D,)`` and a scalar.
+        """
+        return variance_and_covariance(z)
+
+    def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
+        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
+        variance1, covariance1 = self.variance_and_covariance(z1)
+        variance2, covariance2 = self.variance_and_covariance(z2)
+        invariance = mse_loss(z1, z2)
+        variance = (variance_hinge(variance1) + variance_hinge(variance2)) / 2
+        covariance = covariance1 + covariance2
+        loss = (
+            self.invariance * invariance + self.variance * variance + self.covariance * covariance
+        )
+        return {
+            "loss": loss,
+            "invariance": invariance,
+            "variance": variance,
+            "covariance": covariance,
+        }
+
+
+class VICRegExp(VICReg):
+    r"""VICReg with the log-sum-exp of SimCLR in the place of the sum of squares.
+
+    .. math:: c_{\exp}(z) = \frac1D \sum_i \log \sum_{j \ne i} e^{C_{ij}/\tau}
+
+    The other terms and the conventions are :class:`VICReg`'s; a mean over D, not halved over views,
+    of a sum over the ``D - 1`` others. The gradient of a log-sum-exp is a normalised softmax, far
+    weaker than that of a sum of squares, so VICReg's weight of 1 would let the dimensions collapse.
+
+    Args:
+        invariance: Weight of the mean squared error between the views.
+        variance: Weight of the hinge on the standard deviations.
+        covariance: Weight of :math:`c_{\exp}(z_1) + c_{\exp}(z_2)`.
+        temperature: :math:`\tau`, positive.
+
+    Raises:
+        ValueError: If the temperature is not positive.
+
+    Reference: Garrido et al., ICLR 2023, figure 1 and table S5, https://arxiv.org/abs/2206.02574
+    """
+
+    min_dimensions = 2
+
+    def __init__(
+        self,
+        invariance: float = 25,
+        variance: float = 25,
+        covariance: float = 2.5,
+        temperature: float = 0.1,
+    ) -> None:
+        super().__init__(invariance, variance, covariance)
+        check_positive("temperature", temperature)
+        self.temperature = temperature
+
+    def variance_and_covariance(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the variance of each column of ``z`` and the log-sum-exp of their covariances.
+
+        Args:
+            z: Shape ``(N, D)``, not centred.
+
+        Returns:
+            Shape ``(D,)`` and a scalar.
+        """
+        return variance_and_covariance_logsumexp(z, self.temperature)
+
+
+class VICRegCtr(VICRegExp):
+    r"""VICReg-exp on the transpose: VICReg made contrastive.
+
+    .. math:: c_{ctr}(z) = \frac1N \sum_i \log \sum_{j \ne i} e^{G_{ij}/\tau}, \qquad
+        G = \frac{\bar z \bar z^\top}{D - 1}
+
+    where each *row* of :math:`\bar z` is centred over its D dimensions, and the hinge acts on each
+    sample's standard deviation over its dimensions (unbiased, over ``D - 1``): everything that
+    VICReg-exp does to a dimension is done to a sample. Rows then have a norm of about
+    :math:`\sqrt D`, the entries of G are about cosines, and with the weights
+    :math:`\nu = \lambda\tau` the loss is, up to a constant, :math:`2\nu` times DCL with negatives
+    within each view. The defaults keep that relation (3.75 = 25 * 0.15).
+
+    Args:
+        invariance: Weight of the mean squared error between the views.
+        variance: Weight of the hinge on the samples' standard deviations.
+        covariance: Weight of :math:`c_{ctr}(z_1) + c_{ctr}(z_2)`.
+        temperature: :math:`\tau`, positive.
+
+    Raises:
+        ValueError: If the temperature is not positive.
+
+    Reference: Garrido et al., ICLR 2023, figure 1 and table S5, https://arxiv.org/abs/2206.02574
+    """
+
+    def __init__(
+        self,
+        invariance: float = 25,
+        variance: float = 25,
+        covariance: float = 3.75,
+        temperature: float = 0.15,
+    ) -> None:
+        super().__init__(invariance, variance, covariance, temperature)
+
+    def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
+        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
+        return super().terms(z1.T, z2.T)

@@ -1,0 +1,25 @@
+"""Data: image sources, batched augmentations, and the one data module."""
+
+from duality_ssl.data.augment import Augmentation, Draws, View
+from duality_ssl.data.datamodule import SSLDataModule
+from duality_ssl.data.folder import FileImages
+from duality_ssl.data.sources import (
+    ArrayImages,
+    ImageSource,
+    available_sources,
+    create_source,
+    register_source,
+)
+
+__all__ = [
+    "ArrayImages",
+    "Augmentation",
+    "Draws",
+    "FileImages",
+    "ImageSource",
+    "SSLDataModule",
+    "View",
+    "available_sources",
+    "create_source",
+    "register_source",
+]

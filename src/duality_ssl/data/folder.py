@@ -1,0 +1,337 @@
+"""Folders of image files: listing them, decoding them, cropping them where they are decoded."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from duality_ssl.data.augment import View
+from duality_ssl.data.formats import describe
+from duality_ssl.data.loader import Batch
+from duality_ssl.data.sampler import CROP, BatchRequest, derive_seed
+from duality_ssl.data.sources import ImageSource, Split, register_source
+from duality_ssl.data.transforms import draw_boxes
+
+EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+_LAYOUT = "train/<class>/* and val/<class>/*, or images and nothing else"
+_UNLABELLED_VAL = 5000  # images of an unlabelled folder that stand in for a validation set
+_SUBSTITUTES = 16  # neighbours tried for an image that cannot be read
+
+
+class BadImageError(ValueError):
+    """An image file cannot be decoded; the message names it."""
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Image files, decoded when they are asked for.
+
+    Args:
+        root: Folder that the paths are relative to.
+        paths: Encoded paths, shape ``(N,)``: one array, for a list of a million strings would be
+            copied page by page into every worker as its reference counts change.
+        labels: Classes, shape ``(N,)``; -1 where there is none.
+    """
+
+    root: Path
+    paths: NDArray[np.bytes_]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def path(self, index: int) -> Path:
+        """Path of one file."""
+        return self.root / os.fsdecode(self.paths[index])
+
+    def subset(self, indices: Tensor) -> "FileImages":
+        """Some of the images."""
+        return FileImages(self.root, self.paths[indices.numpy()], self.labels[indices])
+
+    def unlabelled(self) -> "FileImages":
+        """The same images without their labels."""
+        return FileImages(self.root, self.paths, torch.full_like(self.labels, -1))
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122
+
+
+def _list_images(folder: Path, prefix: str, deep: bool) -> list[str]:
+    """Sorted paths of the images in a folder, each behind ``prefix``; hidden files are none."""
+    found = []
+    for where, folders, names in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith(".")) if deep else []
+        inside = os.path.relpath(where, folder)
+        start = prefix if inside == "." else f"{prefix}{inside}/"
+        found += [start + name for name in names if _is_image(name)]
+    return sorted(found)
+
+
+def _class_folders(folder: Path) -> list[str]:
+    entries = os.scandir(folder)
+    return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+
+
+@register_source("folder")
+class Folder(ImageSource):
+    """A folder of image files, with or without labels.
+
+    - ``root/train/<class>/*`` and ``root/val/<class>/*``: labelled. Class folders may have
+      folders of their own.
+    - ``root/*`` or ``root/train/*``, files and no folders: unlabelled. ``root/val/*`` is the
+      validation set where it exists; else up to 5000 of the images, evenly spaced, are it, which
+      serves what needs no held-out images (rank, collapse).
+
+    Normalised with ImageNet's statistics. Orientation tags (EXIF) are ignored, as torchvision's
+    ``ImageFolder`` does.
+    """
+
+    channels = 3
+    image_size = 224
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
+
+    @cached_property
+    def _train(self) -> Path:
+        root = self._root(_LAYOUT)
+        return root / "train" if (root / "train").is_dir() else root
+
+    @cached_property
+    def _train_files(self) -> tuple[FileImages, tuple[str, ...] | None]:
+        """The training images and the names of their classes."""
+        folder = self._train
+        flat = _list_images(folder, "", deep=False)
+        classes = _class_folders(folder)
+        if folder != self.root and classes and not flat:
+            return self._labelled(folder, tuple(classes)), tuple(classes)
+        if flat and (not classes or folder == self.root):
+            return self._unlabelled(folder, flat), None
+        if flat:
+            raise ValueError(
+                f"Expected `{folder}` to hold either class folders or images, but it holds "
+                f"{len(classes)} folders and {len(flat)} images: move the images into a class."
+            )
+        raise FileNotFoundError(f"Expected `data.root` to hold {_LAYOUT}, but {describe(folder)}.")
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the folders in ``train/``; None if there are no labels."""
+        return self._train_files[1]
+
+    def load(self, split: Split) -> FileImages:
+        """The files of a split."""
+        train, classes = self._train_files
+        if split != "val":
+            return train
+        assert self.root is not None
+        folder = self.root / "val"
+        if classes is None:
+            flat = _list_images(folder, "", deep=False) if folder.is_dir() else []
+            if flat and folder != self._train:
+                return self._unlabelled(folder, flat)
+            count = min(len(train), _UNLABELLED_VAL)
+            return train.subset(torch.arange(count) * len(train) // count)
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"Expected val/<class>/* beside `{self._train}`, but {describe(self.root)}."
+            )
+        found = _class_folders(folder)
+        if not found:
+            flat = _list_images(folder, "", deep=False)
+            raise ValueError(
+                f"Expected class folders in `{folder}`, named as in train/, but it holds "
+                f"{len(flat)} images and no folders: {self._sorting_hint}."
+            )
+        if unknown := sorted(set(found) - set(classes)):
+            raise ValueError(
+                f"Expected the folders in `{folder}` to be named as those in train/, but "
+                f"{', '.join(unknown[:5])} {'are' if len(unknown) > 1 else 'is'} not among them."
+            )
+        return self._labelled(folder, classes)
+
+    _sorting_hint = "move each image into the folder of its class"
+
+    def _labelled(self, folder: Path, classes: tuple[str, ...]) -> FileImages:
+        names: list[str] = []
+        labels: list[int] = []
+        for label, name in enumerate(classes):
+            inside = _list_images(folder / name, f"{name}/", deep=True)
+            if not inside and folder == self._train:
+                raise FileNotFoundError(
+                    f"Expected images ({', '.join(sorted(EXTENSIONS))}) in `{folder / name}`, "
+                    "but found none: remove the folder if it is no class."
+                )
+            names += inside
+            labels += [label] * len(inside)
+        return FileImages(folder, _encode(names), torch.tensor(labels, dtype=torch.long))
+
+    def _unlabelled(self, folder: Path, names: list[str]) -> FileImages:
+        return FileImages(folder, _encode(names), torch.full((len(names),), -1))
+
+
+def _encode(names: list[str]) -> NDArray[np.bytes_]:
+    return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
+
+
+@register_source("imagenet")
+class ImageNet(Folder):
+    """ImageNet as torchvision's ``ImageFolder`` wants it: ``train/<wnid>/*``, ``val/<wnid>/*``."""
+
+    _sorting_hint = (
+        "the archive of the validation images is flat, sort them into a folder for each wnid "
+        "(torchvision.datasets.ImageNet and the script valprep.sh do)"
+    )
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Bring a decoded image of any mode to 8-bit RGB.
+
+    Grey, palette and CMYK images are converted; transparency is composited over white; 16-bit
+    values are scaled (65535 becomes 255), not clipped.
+
+    Raises:
+        ValueError: If the mode has no known range (float pixels).
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey; "I" is how older files of it are opened
+        values = np.asarray(image).astype(np.int64)
+        scaled = (values.clip(0, 65535) * 255 + 32767) // 65535
+        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("its pixels are floats, whose range is not known")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def decode(path: Path) -> Image.Image:
+    """Read an image file as 8-bit RGB.
+
+    Raises:
+        BadImageError: If it is missing, truncated, corrupt, or of a mode without a known range.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return to_rgb(image)
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        reason = str(error).replace(f" {str(path)!r}", "") or type(error).__name__
+        raise BadImageError(
+            f"Cannot read the image `{path}`: {reason}. Repair or remove it, or set "
+            "`data.on_bad_image` to skip."
+        ) from None
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """Resize the shorter side to 256/224 of ``size`` and cut the middle: ImageNet's protocol."""
+    shorter, short = round(size * 256 / 224), min(image.size)
+    resized = (shorter * image.width // short, shorter * image.height // short)
+    image = image.resize(resized, Image.Resampling.BILINEAR)
+    left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+class FolderDataset(Dataset[Batch | BadImageError]):
+    """Answers a `BatchRequest` with decoded ``uint8`` images of one size.
+
+    In training an image is decoded once and cropped once a view; the crop is a function of
+    (seed, epoch, index, view). In evaluation `centre_crop` is used. An error travels to the main
+    process as a value: raised in a worker it would arrive wrapped in the worker's stack.
+
+    Args:
+        images: The files.
+        image_size: Side of the crops, in pixels.
+        views: Distribution of each view's crops.
+        seed: Seed of the run.
+        on_bad_image: "error", or "skip": in training the next readable image takes the place (its
+            batch keeps its size), in evaluation the image is left out.
+    """
+
+    def __init__(
+        self,
+        images: FileImages,
+        image_size: int,
+        views: tuple[View, ...],
+        seed: int,
+        on_bad_image: Literal["error", "skip"],
+    ) -> None:
+        self.images = images
+        self.image_size = image_size
+        self.views = views
+        self.seed = seed
+        self.on_bad_image = on_bad_image
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, request: BatchRequest) -> Batch | BadImageError:
+        try:
+            if request.seed is None:
+                return self._collect(request, self._centre, substitute=False)
+            return self._collect(request, self._crops, substitute=True)
+        except BadImageError as error:
+            return error
+
+    def _centre(self, image: Image.Image, index: int, epoch: int) -> tuple[Tensor, ...]:
+        return (_tensor(centre_crop(image, self.image_size)),)
+
+    def _crops(self, image: Image.Image, index: int, epoch: int) -> tuple[Tensor, ...]:
+        crops = []
+        for number, view in enumerate(self.views):
+            seed = derive_seed(CROP, self.seed, epoch, index, number)
+            generator = torch.Generator().manual_seed(seed)
+            size = (image.height, image.width)
+            top, left, h, w = draw_boxes(1, size, view.scale, view.ratio, generator)[0].tolist()
+            # Cropped first: `resize(box=...)` would look at pixels beyond the box.
+            crop = image.crop((left, top, left + w, top + h))
+            crops.append(_tensor(crop.resize((self.image_size,) * 2, Image.Resampling.BILINEAR)))
+        return tuple(crops)
+
+    def _collect(
+        self,
+        request: BatchRequest,
+        pick: Callable[[Image.Image, int, int], tuple[Tensor, ...]],
+        substitute: bool,
+    ) -> Batch:
+        rows, kept, bad = [], [], []
+        for index in request.indices.tolist():
+            candidates = range(index, index + 1 + (_SUBSTITUTES if substitute else 0))
+            for candidate in candidates:
+                candidate %= len(self.images)
+                try:
+                    image = decode(self.images.path(candidate))
+                except BadImageError:
+                    if self.on_bad_image == "error":
+                        raise
+                    bad.append(str(self.images.path(candidate)))
+                    continue
+                rows.append(pick(image, index, request.epoch))
+                kept.append(candidate)
+                break
+            else:
+                if substitute:
+                    raise BadImageError(
+                        f"Cannot read `{self.images.path(index)}`, nor any of the {_SUBSTITUTES} "
+                        "images after it: check the folder."
+                    )
+        if not rows:
+            raise BadImageError(f"Cannot read any of {len(bad)} images of a batch, as `{bad[0]}`.")
+        images = tuple(torch.stack(view) for view in zip(*rows, strict=True))
+        return Batch(images, self.images.labels[kept], request.seed, tuple(bad))

@@ -1,0 +1,170 @@
+"""Readers of the on-disk formats of small image sets; each names the file it could not read."""
+
+import gzip
+import pickle
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def describe(path: Path) -> str:
+    """What is at a path, for an error's "but found ..."."""
+    if not path.exists():
+        return f"`{path}` does not exist"
+    if not path.is_dir():
+        return f"`{path}` is a file, not a folder"
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
+    if not names:
+        return f"`{path}` is empty"
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"`{path}` holds {', '.join(names[:5])}{more}"
+
+
+def find_folder(root: Path, candidates: tuple[str, ...], files: tuple[str, ...], what: str) -> Path:
+    """First of ``root / candidate`` that holds all ``files`` (each may be gzipped).
+
+    Raises:
+        FileNotFoundError: If none does; says what was expected and what is there.
+    """
+    for candidate in candidates:
+        folder = root / candidate
+        if all((folder / f).is_file() or (folder / f"{f}.gz").is_file() for f in files):
+            return folder
+    partial = next((root / c for c in candidates if c != "." and (root / c).is_dir()), root)
+    raise FileNotFoundError(
+        f"Expected {what} under `{root}` ({', '.join(files)} in {candidates[0]}/), "
+        f"but {describe(partial)}."
+    )
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """Read an IDX file of unsigned bytes (MNIST's format), plain or gzipped.
+
+    Args:
+        path: The file without ``.gz``; the gzipped one is read when only that is there.
+
+    Returns:
+        Array with the dimensions that the header gives.
+
+    Raises:
+        ValueError: If the file is corrupt or truncated.
+    """
+    zipped = path.with_name(path.name + ".gz")
+    source = path if path.is_file() else zipped
+    try:
+        data = source.read_bytes() if source == path else gzip.decompress(source.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"Cannot read `{source}`: {error}. Fetch the file again.") from None
+    if len(data) < 4 or data[:3] != b"\0\0\x08":
+        raise ValueError(
+            f"Expected `{source}` to be an IDX file of bytes, but its header is not. Fetch the file "
+            "again."
+        )
+    ndim = data[3]
+    shape = tuple(np.frombuffer(data[4 : 4 + 4 * ndim], dtype=">u4").tolist())
+    body = np.frombuffer(data, dtype=np.uint8)[4 + 4 * ndim :]
+    if len(shape) != ndim or body.size != np.prod(shape, dtype=np.int64):
+        raise ValueError(
+            f"Expected {shape} bytes in `{source}`, but got {body.size}: the file is truncated or "
+            "corrupt. Fetch it again."
+        )
+    return body.reshape(shape).copy()
+
+
+def _latin1(text: str, encoding: str = "latin1") -> bytes:
+    """Stand-in for ``_codecs.encode``, which Python 3 writes for bytes; no other codec."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"the codec {encoding} is not allowed")
+    return text.encode("latin1")
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles numbers, strings, lists, dicts and numpy arrays; calls nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return _latin1
+        # Files of numpy 1 and 2 name the same functions in two places.
+        module = module.replace("numpy._core", "numpy.core")
+        if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
+            return np.ndarray.__reduce__(np.empty(0))[0]
+        if (module, name) == ("numpy.core.numeric", "_frombuffer"):
+            return np.empty(0).__reduce_ex__(5)[0]
+        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
+            return getattr(np, name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """Read a dict of arrays, lists and strings from a pickle, without running any code in it.
+
+    Raises:
+        ValueError: If the file is corrupt, or asks for anything but numpy arrays.
+    """
+    try:
+        with path.open("rb") as file:
+            content = _ArrayUnpickler(file, encoding="latin1").load()
+    except Exception as error:  # a corrupt pickle raises whatever it happens upon
+        raise ValueError(
+            f"Cannot read `{path}`: {error}. Fetch the file again from a source you trust."
+        ) from None
+    if not isinstance(content, dict):
+        raise ValueError(f"Expected a dict in `{path}`, but got {type(content).__name__}.")
+    return content
+
+
+def read_cifar_batch(path: Path, label_key: str) -> tuple[Tensor, Tensor]:
+    """Read one batch file of CIFAR's python version.
+
+    Args:
+        path: The file, a pickled dict with ``data`` of shape ``(n, 3072)``.
+        label_key: ``labels`` (CIFAR-10) or ``fine_labels`` (CIFAR-100).
+
+    Returns:
+        Images ``(n, 3, 32, 32)`` of ``uint8`` and labels ``(n,)``.
+
+    Raises:
+        ValueError: If the file cannot be read or holds something else.
+    """
+    content = read_pickle(path)
+    data, labels = content.get("data"), content.get(label_key)
+    if (
+        not isinstance(data, np.ndarray)
+        or data.dtype != np.uint8
+        or data.shape[1:] != (3072,)
+        or not isinstance(labels, list)
+        or len(labels) != len(data)
+        or not all(isinstance(label, int) for label in labels)
+    ):
+        raise ValueError(
+            f"Expected `data` of shape (n, 3072) and as many `{label_key}` in `{path}`, but it "
+            f"holds {sorted(map(str, content))}."
+        )
+    return torch.from_numpy(data.reshape(-1, 3, 32, 32)), torch.tensor(labels, dtype=torch.long)
+
+
+def read_stl10_images(path: Path) -> Tensor:
+    """Map one of STL-10's binary image files into memory.
+
+    The file has channels first and columns before rows. It is mapped, not copied: the unlabelled
+    images are 2.8 GB, which all processes of a machine then share.
+
+    Returns:
+        Images ``(n, 3, 96, 96)`` of ``uint8``, not contiguous.
+
+    Raises:
+        ValueError: If the file is empty or no whole number of images.
+    """
+    size = path.stat().st_size
+    if size == 0 or size % (3 * 96 * 96):
+        raise ValueError(
+            f"Expected `{path}` to be a whole number of 27648-byte images, but it has {size} "
+            "bytes: it is truncated or corrupt. Fetch it again."
+        )
+    flat = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    return flat.view(-1, 3, 96, 96).transpose(2, 3)

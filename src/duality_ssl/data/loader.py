@@ -1,0 +1,89 @@
+"""Whole batches from a set of images to the training loop: what a batch is, and who delivers it."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from duality_ssl.data.sampler import BatchRequest, TrainBatches
+from duality_ssl.data.sources import ArrayImages
+
+
+class Batch(NamedTuple):
+    """Images on their way to the device, not augmented yet."""
+
+    images: tuple[Tensor, ...]
+    """``uint8``, shape ``(B, C, H, W)``: one tensor, or one a view if they are cropped already."""
+    labels: Tensor
+    """Classes, long, shape ``(B,)``; -1 where there is none."""
+    seed: int | None
+    """Seed of the augmentation; None for none."""
+    bad: tuple[str, ...] = ()
+    """Files that could not be read and were passed over."""
+
+
+class ArrayDataset(Dataset[Batch]):
+    """Answers a `BatchRequest` with one indexed read of images in memory."""
+
+    def __init__(self, images: ArrayImages) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, request: BatchRequest) -> Batch:
+        rows = torch.from_numpy(request.indices)
+        images = self.images.images[rows].contiguous()
+        return Batch((images,), self.images.labels[rows], request.seed)
+
+
+class BatchLoader(DataLoader[Any]):
+    """A ``DataLoader`` of whole batches that reports bad images and can resume within an epoch.
+
+    To be built with ``batch_size=None`` and one of the samplers of this package. Lightning stores
+    `state_dict` in its checkpoints: a run interrupted within an epoch goes on with the batch that
+    it would have had next.
+    """
+
+    _resume: tuple[int, int] = (-1, 0)
+    _given: int = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        # A generator on purpose: nothing is requested before the first batch is wanted, while
+        # Lightning calls `iter` once before it tells the sampler which epoch a resumed run is in.
+        sampler = cast(TrainBatches, self.sampler)
+        epoch, seen = self._resume
+        sampler.start = seen if sampler.epoch == epoch else 0
+        self._resume = (-1, 0)
+        self._given = sampler.start
+        bad: set[str] = set()
+        try:
+            for batch in super().__iter__():
+                if isinstance(batch, Exception):
+                    raise batch
+                bad.update(batch.bad)
+                self._given += 1
+                if self._given == len(self):  # nobody may ask for the end of the iteration
+                    _report(bad, len(sampler.dataset))  # type: ignore[arg-type]
+                    bad.clear()
+                yield batch
+        finally:
+            _report(bad, len(sampler.dataset))  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and how many of its batches have been given out."""
+        return {"epoch": cast(TrainBatches, self.sampler).epoch, "batches": self._given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after the batches that were given out, should the next epoch be that epoch."""
+        self._resume = (state["epoch"], state["batches"])
+
+
+def _report(bad: set[str], total: int) -> None:
+    if bad:
+        rank_zero_warn(
+            f"Passed over {len(bad)} of {total} images that cannot be read, as `{min(bad)}`."
+        )

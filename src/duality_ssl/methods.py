@@ -1,0 +1,300 @@
+"""The methods: one LightningModule a criterion, all with the one training step of JointEmbedding."""
+
+import inspect
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from duality_ssl import criteria
+from duality_ssl.backbones import create_backbone
+from duality_ssl.criteria import Criterion
+from duality_ssl.distributed import gather
+from duality_ssl.optim import LARS, parameter_groups, scaled_lr, warmup_cosine
+from duality_ssl.projector import create_projector
+from duality_ssl.weights import load_backbone
+
+Batch = tuple[list[Tensor], Tensor]
+
+
+class JointEmbedding(LightningModule):
+    r"""Two views, one backbone f, one projector p, one criterion.
+
+    .. math:: L = \mathrm{criterion}(p(f(x_1)),\; p(f(x_2)))
+
+    The embeddings of all processes are gathered, with the exact gradient, before the criterion
+    sees them: the loss of W processes is that of one process on the whole batch. A method is a
+    subclass that names its criterion, ``class VICReg(JointEmbedding, criterion=criteria.VICReg)``;
+    it takes the arguments below and its criterion's.
+
+    Args:
+        backbone: Name of the network whose features are kept: a torchvision ResNet or ConvNeXt
+            (``resnet50``), one with a stem for 32-pixel images (``resnet18_32``), ``resnet_tiny``
+            for a CPU, or any timm name.
+        projector: Widths of the projector's linear layers, ``"8192-8192-2048"``; the letter d
+            stands for ``embedding_dim``, as in ``"8192-8192-d"``.
+        embedding_dim: Dimensions D of the embeddings, the letter d of ``projector``.
+        in_channels: Channels of the images, 1 for grey ones.
+        optimizer: Builds the optimiser from parameter groups. Learning rate and weight decay are
+            set here, by ``base_lr`` and ``weight_decay``, whatever the optimiser's own defaults.
+        scheduler: Builds a scheduler that replaces warm-up and cosine; stepped once an epoch.
+        base_lr: Learning rate for a global batch of 256; it is scaled linearly,
+            ``lr = base_lr * global batch / 256``.
+        weight_decay: Weight decay; biases and norm parameters are exempt.
+        warmup_epochs: Epochs of linear warm-up from 0, before the cosine.
+        final_lr_fraction: The cosine ends at this fraction of the learning rate.
+        joint_forward: Send both views through the network in one call, so that batch norm sees
+            their 2 N images together; otherwise one call a view, N images each, as the published
+            recipes of VICReg, Barlow Twins and SimCLR do.
+        pretrained: File of weights to start from: a checkpoint of this package, or the state dict
+            of a backbone (``.pt``, ``.pth``, ``.safetensors``).
+
+    Raises:
+        ValueError: For a name, a width or a number that cannot be used.
+
+    Source: sections 3 and 5 of Garrido et al., ICLR 2023, https://arxiv.org/abs/2206.02574
+    """
+
+    criterion_class: ClassVar[type[Criterion]]
+
+    def __init_subclass__(cls, criterion: type[Criterion] | None = None, **kwargs: Any) -> None:
+        """Give the method its criterion, and its signature the criterion's arguments.
+
+        The defaults of a criterion so stand in one signature, its own, and the command line still
+        sees all arguments of a method.
+        """
+        super().__init_subclass__(**kwargs)
+        if criterion is not None:
+            cls.criterion_class = criterion
+            if "__init__" not in vars(cls):
+                cls.__init__ = _joint_init(criterion)  # type: ignore[method-assign]
+
+    def __init__(
+        self,
+        *,
+        backbone: str = "resnet50",
+        projector: str = "8192-8192-8192",
+        embedding_dim: int | None = None,
+        in_channels: int = 3,
+        optimizer: OptimizerCallable = LARS,
+        scheduler: LRSchedulerCallable | None = None,
+        base_lr: float = 0.3,
+        weight_decay: float = 1e-6,
+        warmup_epochs: float = 10,
+        final_lr_fraction: float = 0.001,
+        joint_forward: bool = False,
+        pretrained: str | Path | None = None,
+        **criterion_args: Any,
+    ) -> None:
+        if not hasattr(type(self), "criterion_class"):
+            raise ValueError(
+                f"Expected a method with a criterion, such as VICReg, but got {type(self).__name__}."
+                " Name one: class Mine(JointEmbedding, criterion=MyCriterion)."
+            )
+        for name, value in (("base_lr", base_lr), ("weight_decay", weight_decay)):
+            if not value >= 0:
+                raise ValueError(f"Expected `{name}` to be at least 0, but got {value}.")
+        if not 0 <= final_lr_fraction <= 1:
+            raise ValueError(
+                f"Expected `final_lr_fraction` in [0, 1], but got {final_lr_fraction}."
+            )
+        if not warmup_epochs >= 0:
+            raise ValueError(f"Expected `warmup_epochs` to be at least 0, but got {warmup_epochs}.")
+        super().__init__()
+        # a class or a function has no place in a checkpoint that loads with weights_only=True
+        self.save_hyperparameters(ignore=["optimizer", "scheduler"])
+        self.criterion = self.criterion_class(**criterion_args)
+        self.backbone = create_backbone(backbone, in_channels=in_channels)
+        self.projector = create_projector(projector, self.backbone.num_features, embedding_dim)
+        self.embedding_dim: int = self.projector[-1].out_features
+        self.in_channels = in_channels
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.base_lr = base_lr
+        self.weight_decay = weight_decay
+        self.warmup_epochs = warmup_epochs
+        self.final_lr_fraction = final_lr_fraction
+        self.joint_forward = joint_forward
+        if pretrained is not None:
+            load_backbone(self.backbone, pretrained)
+
+    def setup(self, stage: str) -> None:
+        """Refuse images whose channels the backbone cannot take, before the first batch."""
+        channels = getattr(getattr(self.trainer, "datamodule", None), "channels", self.in_channels)
+        if channels != self.in_channels:
+            raise ValueError(
+                f"Expected images of {self.in_channels} channels, but the data has {channels}. "
+                f"Set --model.in_channels {channels}."
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features ``(N, F)`` of images ``(N, C, H, W)``: what is kept after pretraining."""
+        return self.backbone(images)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Log the criterion's terms; hand features and embeddings, detached, to the callbacks."""
+        (x1, x2), labels = batch
+        if self.joint_forward:
+            features = self.backbone(torch.cat([x1, x2]))
+            z1, z2 = self.projector(features).chunk(2)
+            h1, h2 = features.chunk(2)
+        else:
+            h1, h2 = self.backbone(x1), self.backbone(x2)
+            z1, z2 = self.projector(h1), self.projector(h2)
+        gathered = gather(z1), gather(z2)
+        terms = self.criterion(*gathered)
+        self.log("train/loss", terms["loss"], prog_bar=True, batch_size=len(labels))
+        parts = {f"train/{name}": term for name, term in terms.items() if name != "loss"}
+        self.log_dict(parts, batch_size=len(labels))
+        return {
+            "loss": terms["loss"],
+            "features": (h1.detach(), h2.detach()),
+            "embeddings": (z1.detach(), z2.detach()),
+            "gathered": (gathered[0].detach(), gathered[1].detach()),
+            "labels": labels,
+        }
+
+    def _represent(self, batch: Batch) -> dict[str, Tensor]:
+        (images,), labels = batch
+        features = self.backbone(images)
+        return {"features": features, "embeddings": self.projector(features), "labels": labels}
+
+    def validation_step(
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
+        """Features, embeddings and labels of one un-augmented view, for the callbacks."""
+        return self._represent(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Features, embeddings and labels of one un-augmented view, for the callbacks."""
+        return self._represent(batch)
+
+    def predict_step(
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
+        """Features, embeddings and labels of one un-augmented view, for the callbacks."""
+        return self._represent(batch)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Scale the learning rate to the global batch; warm up, then follow a cosine per step."""
+        total_steps = self._total_steps()
+        global_batch = self._global_batch()
+        lr = scaled_lr(self.base_lr, global_batch)
+        rank_zero_info(
+            f"Learning rate {lr:g} = base_lr {self.base_lr:g} x global batch {global_batch} / 256."
+        )
+        groups = [{**group, "lr": lr} for group in parameter_groups(self, self.weight_decay)]
+        optimizer = self.optimizer(groups)
+        _warn_of_replaced_lr(optimizer, lr)
+        if self.scheduler is not None:
+            scheduler = {"scheduler": self.scheduler(optimizer), "interval": "epoch"}
+        else:
+            warmup = self._warmup_steps(total_steps)
+            schedule = warmup_cosine(optimizer, warmup, total_steps, self.final_lr_fraction)
+            scheduler = {"scheduler": schedule, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def _total_steps(self) -> int:
+        total = self.trainer.estimated_stepping_batches
+        if math.isinf(total):
+            raise ValueError(
+                "Expected a number of epochs or steps for the learning rate's cosine, but got none."
+                " Set --trainer.max_epochs or --trainer.max_steps."
+            )
+        return int(total)
+
+    def _warmup_steps(self, total_steps: int) -> int:
+        per_epoch = math.ceil(
+            self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        )
+        steps = round(self.warmup_epochs * per_epoch)
+        if steps >= total_steps and not self.trainer.fast_dev_run:
+            rank_zero_warn(
+                f"The warm-up of {self.warmup_epochs:g} epochs ({steps} steps) is as long as the "
+                f"whole training ({total_steps} steps): the learning rate never reaches its cosine."
+                " Set --model.warmup_epochs lower."
+            )
+        return min(steps, total_steps)
+
+    def _global_batch(self) -> int:
+        """Samples of one optimiser step, over all processes and accumulated batches."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        per_process = getattr(datamodule, "batch_size", None)
+        if per_process is None:
+            per_process = getattr(self.trainer.train_dataloader, "batch_size", None)
+        if per_process is None:
+            raise ValueError(
+                "Expected a data module or a training loader with a `batch_size` to scale the "
+                "learning rate to, but neither has one."
+            )
+        return per_process * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+
+def _joint_init(criterion: type[Criterion]) -> Callable[..., None]:
+    """Build an ``__init__`` whose signature has the shared arguments and the criterion's."""
+    shared = list(inspect.signature(JointEmbedding.__init__).parameters.values())[:-1]
+    own = [
+        parameter.replace(kind=parameter.KEYWORD_ONLY)
+        for parameter in inspect.signature(criterion).parameters.values()
+    ]
+
+    def __init__(self: JointEmbedding, **kwargs: Any) -> None:
+        JointEmbedding.__init__(self, **kwargs)
+
+    __init__.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
+    arguments = "\n".join(_documented_arguments(cls) for cls in (criterion, JointEmbedding))
+    __init__.__doc__ = f"Build the network and its criterion.\n\nArgs:\n{arguments}"
+    return __init__
+
+
+def _documented_arguments(cls: type) -> str:
+    """The lines under ``Args:`` in the docstring of a class, for the command line's help."""
+    return (inspect.getdoc(cls) or "").partition("Args:\n")[2].partition("\n\n")[0]
+
+
+def _warn_of_replaced_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Say so when the optimiser was given a learning rate of its own, which is not used."""
+    given = optimizer.defaults.get("lr")
+    default = inspect.signature(type(optimizer)).parameters["lr"].default
+    if isinstance(default, float) and given != default:
+        rank_zero_warn(
+            f"The optimiser's own lr {given:g} is replaced by {lr:g}. Set --model.base_lr instead."
+        )
+
+
+class SimCLR(JointEmbedding, criterion=criteria.SimCLR):
+    """NT-Xent on cosine similarities (SimCLR), its square and its absolute value."""
+
+
+class DCL(JointEmbedding, criterion=criteria.DCL):
+    """SimCLR with the positive left out of the log-sum (decoupled contrastive learning)."""
+
+
+class SpectralContrastive(JointEmbedding, criterion=criteria.SpectralContrastive):
+    """Squared similarities of embeddings in a ball (spectral contrastive loss)."""
+
+
+class VICReg(JointEmbedding, criterion=criteria.VICReg):
+    """Invariance, variance and covariance of two views (VICReg)."""
+
+
+class VICRegExp(JointEmbedding, criterion=criteria.VICRegExp):
+    """VICReg with a log-sum-exp of the covariances: SimCLR's penalty on the dimensions."""
+
+
+class VICRegCtr(JointEmbedding, criterion=criteria.VICRegCtr):
+    """VICReg-exp on the transpose: VICReg made contrastive."""
+
+
+class BarlowTwins(JointEmbedding, criterion=criteria.BarlowTwins):
+    """Cross-correlation of the two views towards the identity (Barlow Twins)."""
+
+
+class TCR(JointEmbedding, criterion=criteria.TCR):
+    """Total coding rate of the embeddings and the cosine of the positives (TCR)."""

@@ -1,0 +1,239 @@
+"""LARS, warm-up with cosine decay, parameter groups and the linear scaling rule."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.optimizer import ParamsT
+
+
+class LARS(Optimizer):
+    r"""SGD with momentum, each tensor's step scaled to its norm (You et al., 2017, eq. 6).
+
+    For a weight :math:`w` with gradient :math:`g`, weight decay :math:`\beta` and trust
+    coefficient :math:`\eta`:
+
+    .. math::
+        u = \frac{\eta \|w\|}{\|g\| + \beta \|w\| + \epsilon} (g + \beta w), \quad
+        v \leftarrow m v + u, \quad
+        w \leftarrow w - \mathrm{lr} \cdot v
+
+    Under Nesterov momentum :math:`u + m v` replaces :math:`v` in the last step. The steps are
+    those of ``pl_bolts.optimizers.LARS``: the trust ratio scales the update *before* the momentum,
+    and a tensor whose weight or gradient is all zero takes a step of SGD, without decay. So does
+    every tensor of a group that is not adapted, which its key ``"adapt"`` says; without the key a
+    group is adapted if and only if its weight decay is not zero, as in bolts.
+
+    The trust ratios stay on the parameters' device: a step waits for nothing.
+
+    Args:
+        params: Parameters, or groups of them as from `parameter_groups`.
+        lr: Learning rate.
+        momentum: Momentum :math:`m`.
+        weight_decay: L2 penalty :math:`\beta`, a part of what the trust ratio scales.
+        trust_coefficient: Norm :math:`\eta` of an update, as a fraction of the weight's.
+        eps: Added to the denominator of the trust ratio.
+        nesterov: Use Nesterov momentum.
+
+    Raises:
+        ValueError: If a number is negative, or ``nesterov`` is asked for without momentum.
+
+    Reference: https://arxiv.org/abs/1708.03888
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 0.001,
+        eps: float = 1e-8,
+        nesterov: bool = False,
+    ) -> None:
+        defaults: dict[str, Any] = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+            "eps": eps,
+        }
+        for name, value in defaults.items():
+            if not value >= 0:  # this way round a NaN is caught too
+                raise ValueError(f"Expected `{name}` of LARS to be at least 0, but got {value}.")
+        if nesterov and momentum == 0:
+            raise ValueError("Expected a positive `momentum` for Nesterov's LARS, but got 0.")
+        super().__init__(params, {**defaults, "nesterov": nesterov, "adapt": None})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: Computes the loss anew, with gradients.
+
+        Returns:
+            What ``closure`` returned, if there is one.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._step_group(group, params)
+        return loss
+
+    def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        updates = [p.grad for p in params if p.grad is not None]
+        weight_decay, momentum = group["weight_decay"], group["momentum"]
+        if weight_decay != 0 if group["adapt"] is None else group["adapt"]:
+            updates = _adapted(
+                params, updates, weight_decay, group["trust_coefficient"], group["eps"]
+            )
+        if momentum != 0:
+            buffers = [self._momentum_buffer(p) for p in params]
+            torch._foreach_mul_(buffers, momentum)
+            torch._foreach_add_(buffers, updates)
+            if group["nesterov"]:
+                updates = list(torch._foreach_add(updates, buffers, alpha=momentum))
+            else:
+                updates = buffers
+        torch._foreach_add_(params, updates, alpha=-group["lr"])
+
+    def _momentum_buffer(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer: Tensor = state["momentum_buffer"]
+        return buffer
+
+
+def _adapted(
+    params: list[Tensor],
+    grads: list[Tensor],
+    weight_decay: float,
+    trust_coefficient: float,
+    eps: float,
+) -> list[Tensor]:
+    """Return ``trust * (g + weight_decay * w)`` a tensor, or ``g`` where a norm is zero."""
+    param_norms = torch.stack(torch._foreach_norm(params))  # one entry a tensor
+    grad_norms = torch.stack(torch._foreach_norm(grads))
+    # A branch on the norms would make the host wait for the device; `where` does not.
+    adapt = (param_norms != 0) & (grad_norms != 0)
+    ratios = trust_coefficient * param_norms / (grad_norms + weight_decay * param_norms + eps)
+    ratios = torch.where(adapt, ratios, 1.0)
+    decays = weight_decay * adapt.to(ratios.dtype)
+    updates = torch._foreach_mul(params, decays.unbind())
+    torch._foreach_add_(updates, grads)
+    torch._foreach_mul_(updates, ratios.unbind())
+    return list(updates)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split the trainable parameters of ``module`` into two groups for an optimiser.
+
+    The second group, neither decayed nor adapted by `LARS`, holds the biases, the parameters of
+    normalisation layers and all other vectors, with or without further dimensions of size one
+    (the layer scale of a ConvNeXt has shape ``(C, 1, 1)``). The first group holds the rest, and
+    `LARS` adapts it even if ``weight_decay`` is zero; other optimisers pass over ``"adapt"``.
+
+    Args:
+        module: Module whose parameters are to be trained.
+        weight_decay: Weight decay of the first group.
+
+    Returns:
+        Two groups, always in this order; either may be empty.
+
+    Raises:
+        ValueError: If ``weight_decay`` is negative or the module has nothing to train.
+    """
+    if not weight_decay >= 0:
+        raise ValueError(f"Expected `weight_decay` to be at least 0, but got {weight_decay}.")
+    norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+    weights: dict[nn.Parameter, None] = {}  # ordered sets: a parameter may be shared by layers
+    plain: dict[nn.Parameter, None] = {}
+    for layer in module.modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            vector = parameter.numel() == max(parameter.shape, default=1)
+            excluded = vector or name.endswith("bias") or isinstance(layer, norms)
+            if parameter.requires_grad:
+                (plain if excluded else weights)[parameter] = None
+    if not weights and not plain:
+        raise ValueError(
+            f"Expected {type(module).__name__} to have parameters to train, but none requires a "
+            f"gradient."
+        )
+    return [
+        {"params": list(weights), "weight_decay": weight_decay, "adapt": True},
+        {"params": list(plain), "weight_decay": 0.0, "adapt": False},
+    ]
+
+
+def scaled_lr(base_lr: float, global_batch: int) -> float:
+    """Scale a learning rate linearly with the batch: ``base_lr * global_batch / 256``.
+
+    Args:
+        base_lr: Learning rate at a batch of 256.
+        global_batch: Images that one optimiser step sees, over all processes and accumulated
+            batches; the two views of an image count once.
+
+    Raises:
+        ValueError: If ``global_batch`` is not positive.
+
+    Reference: Goyal et al., 2017, section 2.1, https://arxiv.org/abs/1706.02677
+    """
+    if global_batch < 1:
+        raise ValueError(f"Expected `global_batch` to be at least 1, but got {global_batch}.")
+    return base_lr * global_batch / 256
+
+
+def warmup_cosine(
+    optimizer: Optimizer, warmup_steps: int, total_steps: int, floor: float = 0.001
+) -> LambdaLR:
+    r"""Schedule every group's learning rate: linear warm-up from zero, then cosine to a floor.
+
+    With :math:`W` warm-up steps of :math:`T` in all, step :math:`k = 0, 1, \dots` has the rate
+    :math:`\mathrm{lr} \cdot k / (W - 1)` while :math:`k < W`, and from then on
+
+    .. math::
+        \mathrm{lr} \left(f + (1 - f) \frac{1 + \cos(\pi (k - W) / (T - W))}{2} \right)
+
+    and :math:`f \cdot \mathrm{lr}` after step :math:`T`. For :math:`W \ge 1` and :math:`k \le T`
+    this is bolts' ``LinearWarmupCosineAnnealingLR(optimizer, W, T, eta_min=f * lr)``; without
+    warm-up it starts at ``lr``, where that one stays at ``eta_min`` or below.
+
+    Args:
+        optimizer: Optimiser whose groups hold the learning rates at the end of the warm-up.
+        warmup_steps: Optimiser steps of warm-up; from ``total_steps`` on there is no cosine.
+        total_steps: Optimiser steps of the whole training.
+        floor: Last learning rate as a fraction of the highest; the default is VICReg's.
+
+    Returns:
+        A scheduler to be stepped after each optimiser step.
+
+    Raises:
+        ValueError: If ``warmup_steps`` is negative, ``total_steps`` not positive, or ``floor``
+            outside [0, 1].
+    """
+    if warmup_steps < 0:
+        raise ValueError(f"Expected `warmup_steps` to be at least 0, but got {warmup_steps}.")
+    if total_steps < 1:
+        raise ValueError(f"Expected `total_steps` to be at least 1, but got {total_steps}.")
+    if not 0 <= floor <= 1:
+        raise ValueError(
+            f"Expected `floor` to be a fraction of the learning rate in [0, 1], but got {floor}."
+        )
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return step / max(1, warmup_steps - 1)
+        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,220 @@
+"""The criteria again, from their formulas, as plain loops over float64 numbers.
+
+Nothing here is vectorised over samples or dimensions, shared with the package or meant to be fast.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def logsumexp(values: list[float]) -> float:
+    top = max(values)
+    return top + math.log(sum(math.exp(value - top) for value in values))
+
+
+def sample_contrastive(z: Array) -> float:
+    n = len(z)
+    return sum(float(z[i] @ z[j]) ** 2 for i in range(n) for j in range(n) if i != j)
+
+
+def dimension_contrastive(z: Array) -> float:
+    d = z.shape[1]
+    return sum(float(z[:, i] @ z[:, j]) ** 2 for i in range(d) for j in range(d) if i != j)
+
+
+def row_fourth_norms(z: Array) -> float:
+    return sum(float(row @ row) ** 2 for row in z)
+
+
+def column_fourth_norms(z: Array) -> float:
+    return sum(float(column @ column) ** 2 for column in z.T)
+
+
+def coding_rate(z: Array, distortion: float) -> float:
+    n, d = z.shape
+    eigenvalues = np.linalg.eigvalsh(z.T @ z)
+    return sum(math.log1p(d / (n * distortion) * max(0.0, value)) for value in eigenvalues) / 2
+
+
+def rankme(z: Array, eps: float = 1e-7) -> float:
+    values = np.linalg.svd(z, compute_uv=False)
+    shares = [value / values.sum() + eps for value in values]
+    return math.exp(-sum(p * math.log(p) for p in shares))
+
+
+def variances(z: Array) -> list[float]:
+    n, d = z.shape
+    means = [sum(z[:, j]) / n for j in range(d)]
+    return [sum((z[i, j] - means[j]) ** 2 for i in range(n)) / (n - 1) for j in range(d)]
+
+
+def covariance(z: Array, i: int, j: int) -> float:
+    n = len(z)
+    mean_i, mean_j = sum(z[:, i]) / n, sum(z[:, j]) / n
+    return sum((z[k, i] - mean_i) * (z[k, j] - mean_j) for k in range(n)) / (n - 1)
+
+
+def squared_covariance(z: Array) -> float:
+    d = z.shape[1]
+    return sum(covariance(z, i, j) ** 2 for i in range(d) for j in range(d) if i != j) / d
+
+
+def covariance_logsumexp(z: Array, temperature: float) -> float:
+    d = z.shape[1]
+    return (
+        sum(
+            logsumexp([covariance(z, i, j) / temperature for j in range(d) if j != i])
+            for i in range(d)
+        )
+        / d
+    )
+
+
+def variance_hinge(z: Array) -> float:
+    return sum(max(0.0, 1 - math.sqrt(v + 1e-4)) for v in variances(z)) / z.shape[1]
+
+
+def mean_squared_error(z1: Array, z2: Array) -> float:
+    n, d = z1.shape
+    return sum((z1[i, j] - z2[i, j]) ** 2 for i in range(n) for j in range(d)) / (n * d)
+
+
+def unit_rows(z: Array) -> Array:
+    return np.array([row / math.sqrt(sum(x * x for x in row)) for row in z])
+
+
+def standardized_columns(z: Array, length: float) -> Array:
+    columns = []
+    for column in z.T:
+        deviations = [x - sum(column) / len(column) for x in column]
+        norm = math.sqrt(sum(x * x for x in deviations))
+        columns.append([length * x / norm for x in deviations])
+    return np.array(columns).T
+
+
+def normalized(z: Array, normalization: str) -> Array:
+    n, d = z.shape
+    if normalization == "embeddings":
+        return unit_rows(z)
+    if normalization == "centered":
+        return unit_rows(np.array([[row[j] - sum(z[:, j]) / n for j in range(d)] for row in z]))
+    return standardized_columns(z, math.sqrt(n / d))
+
+
+def pair_contrast(
+    z1: Array,
+    z2: Array,
+    temperature: float,
+    similarity: str,
+    normalization: str,
+    with_positive: bool,
+    with_across: bool = True,
+) -> float:
+    """NT-Xent and its relatives: one of the 2N samples at a time, one of the others at a time."""
+    views = [normalized(z1, normalization), normalized(z2, normalization)]
+    n = len(z1)
+
+    def logit(a: Array, b: Array) -> float:
+        product = float(a @ b)
+        return {"cosine": product, "squared": product**2, "absolute": abs(product)}[
+            similarity
+        ] / temperature
+
+    loss = 0.0
+    for view in (0, 1):
+        for i in range(n):
+            positive = logit(views[view][i], views[1 - view][i])
+            others = [logit(views[view][i], views[view][j]) for j in range(n) if j != i]
+            if with_across:
+                others += [logit(views[view][i], views[1 - view][j]) for j in range(n) if j != i]
+            if with_positive:
+                others.append(positive)
+            loss += -positive + logsumexp(others)
+    return loss / (2 * n)
+
+
+def simclr(z1: Array, z2: Array, temperature: float, similarity: str, normalization: str) -> float:
+    return pair_contrast(z1, z2, temperature, similarity, normalization, with_positive=True)
+
+
+def dcl(z1: Array, z2: Array, temperature: float, similarity: str, normalization: str) -> float:
+    return pair_contrast(z1, z2, temperature, similarity, normalization, with_positive=False)
+
+
+def spectral_contrastive(z1: Array, z2: Array, radius: float) -> float:
+    def shortened(row: Array) -> Array:
+        norm = math.sqrt(sum(x * x for x in row))
+        return row * math.sqrt(radius) / norm if norm > math.sqrt(radius) else row
+
+    n = len(z1)
+    h1, h2 = [shortened(row) for row in z1], [shortened(row) for row in z2]
+    positive = sum(float(h1[i] @ h2[i]) for i in range(n)) / n
+    negative = sum(float(h1[i] @ h2[j]) ** 2 for i in range(n) for j in range(n) if i != j)
+    return (-2 * positive + negative / (n * (n - 1))) / radius
+
+
+def vicreg(z1: Array, z2: Array, invariance: float, variance: float, covariance: float) -> float:
+    return (
+        invariance * mean_squared_error(z1, z2)
+        + variance * (variance_hinge(z1) + variance_hinge(z2)) / 2
+        + covariance * (squared_covariance(z1) + squared_covariance(z2))
+    )
+
+
+def vicreg_exp(
+    z1: Array,
+    z2: Array,
+    invariance: float,
+    variance: float,
+    covariance: float,
+    temperature: float,
+) -> float:
+    repulsion = covariance_logsumexp(z1, temperature) + covariance_logsumexp(z2, temperature)
+    return vicreg(z1, z2, invariance, variance, 0) + covariance * repulsion
+
+
+def vicreg_ctr(z1: Array, z2: Array, **arguments: float) -> float:
+    return vicreg_exp(z1.T, z2.T, **arguments)
+
+
+def barlow_twins(z1: Array, z2: Array, redundancy: float, scale: float) -> float:
+    n, d = z1.shape
+    h1, h2 = standardized_columns(z1, math.sqrt(n)), standardized_columns(z2, math.sqrt(n))
+    loss = 0.0
+    for i in range(d):
+        for j in range(d):
+            correlation = sum(h1[k, i] * h2[k, j] for k in range(n)) / n
+            loss += (1 - correlation) ** 2 if i == j else redundancy * correlation**2
+    return scale * loss
+
+
+def tcr(z1: Array, z2: Array, invariance: float, distortion: float) -> float:
+    h1, h2 = unit_rows(z1), unit_rows(z2)
+    cosine = sum(float(a @ b) for a, b in zip(h1, h2, strict=True)) / len(h1)
+    rate = (coding_rate(h1, distortion) + coding_rate(h2, distortion)) / 2
+    return -rate - invariance * cosine
+
+
+CONTRASTS = [
+    {"similarity": similarity, "normalization": normalization}
+    for similarity in ("cosine", "squared", "absolute")
+    for normalization in ("embeddings", "centered", "standardized")
+]
+
+# Every criterion by its name: the reference and the variants to test, the defaults among them.
+CRITERIA: dict[str, tuple[Callable[..., float], list[dict[str, Any]]]] = {
+    "SimCLR": (simclr, CONTRASTS),
+    "DCL": (dcl, CONTRASTS),
+    "SpectralContrastive": (spectral_contrastive, [{}, {"radius": 3.0}]),
+    "VICReg": (vicreg, [{}, {"invariance": 1, "variance": 2, "covariance": 3}]),
+    "VICRegExp": (vicreg_exp, [{}, {"covariance": 1, "temperature": 0.5}]),
+    "VICRegCtr": (vicreg_ctr, [{}, {"covariance": 1, "temperature": 0.5}]),
+    "BarlowTwins": (barlow_twins, [{}, {"redundancy": 0.5, "scale": 0.1}]),
+    "TCR": (tcr, [{}, {"invariance": 1, "distortion": 0.5}]),
+}

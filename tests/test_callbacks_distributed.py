@@ -1,0 +1,83 @@
+"""Two processes with shards of uneven length log what one process with all the data logs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from callback_stubs import StubData, StubModule, trainer
+from lightning import Callback
+
+from duality_ssl.callbacks import (
+    CollapseGuard,
+    DualityMonitor,
+    FeatureWriter,
+    OfflineEvaluation,
+    OnlineKNN,
+    OnlineLinearProbe,
+    RankMe,
+    RunProgress,
+)
+
+# the duality monitor looks at what the criterion saw, and the stub's criterion does not gather
+NAMES = {
+    "val/probe_top1", "val/probe_top5", "val/probe_projector_top1", "val/knn_top1", "val/knn_top5",
+    "val/rankme", "val/rankme_features", "train/probe_loss", "train/probe_top1",
+}  # fmt: skip
+
+
+def callbacks() -> list[Callback]:
+    return [
+        OnlineLinearProbe(representations=["backbone", "projector"]),
+        OnlineKNN(k=9),
+        RankMe(),
+        DualityMonitor(),
+        CollapseGuard(),
+        RunProgress(),
+    ]
+
+
+def fit(folder: Path, labels: str, processes: int) -> dict[str, float]:
+    settings = {"strategy": "ddp_spawn", "devices": processes} if processes > 1 else {}
+    run = trainer(folder, *callbacks(), epochs=2, enable_progress_bar=True, **settings)
+    # 51 validation samples are shards of 26 and 25, in batches of 20
+    data = StubData(labels, n_val=51, batch_size=32 // processes)
+    run.fit(StubModule(), datamodule=data)
+    return {name: value.item() for name, value in run.callback_metrics.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("labels", ["own"])
+def test_a_fit_of_two_processes_is_that_of_one(tmp_path: Path, labels: str) -> None:
+    one, two = fit(tmp_path, labels, 1), fit(tmp_path, labels, 2)
+    assert set(one) >= NAMES
+    assert {name: two[name] for name in NAMES} == pytest.approx(
+        {name: one[name] for name in NAMES}, rel=2e-4
+    )
+    assert {name for name in one if name.startswith("duality/")} <= set(two)
+
+
+@pytest.mark.slow
+def test_a_probe_set_of_uneven_shards_does_not_hang(tmp_path: Path) -> None:
+    """The probe set's shards are 2 and 1 batches: a step that one process took alone would wait."""
+    run = trainer(tmp_path, *callbacks()[:2], epochs=2, strategy="ddp_spawn", devices=2)
+    run.fit(StubModule(), datamodule=StubData("probe", n=65, batch_size=16))
+    assert run.callback_metrics["val/probe_top1"] > 0.3
+    assert run.callback_metrics["val/knn_top1"] > 0.8
+
+
+@pytest.mark.slow
+def test_evaluation_and_features_of_two_processes(tmp_path: Path) -> None:
+    results = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        settings = {"strategy": "ddp_spawn", "devices": processes} if processes > 1 else {}
+        run = trainer(folder, OfflineEvaluation(), FeatureWriter(), **settings)
+        run.test(StubModule(), StubData(n_val=51), verbose=False)
+        run.predict(StubModule(), StubData(n_val=51), return_predictions=False)
+        with np.load(folder / "features.npz") as file:
+            order = np.lexsort(file["features"].T)
+            results.append({name: torch.tensor(file[name][order]) for name in file})
+        results[-1]["json"] = torch.tensor(len((folder / "evaluation.json").read_text()))
+    torch.testing.assert_close(results[0]["features"], results[1]["features"])
+    assert torch.equal(results[0]["labels"], results[1]["labels"])

@@ -1,0 +1,205 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from duality_ssl import evaluation
+from duality_ssl.evaluation import (
+    effective_rank,
+    evaluate,
+    few_label_top1,
+    knn_top1,
+    knn_votes,
+    linear_top1,
+)
+from duality_ssl.functional import rankme
+
+Sets = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@pytest.fixture(scope="module")
+def digits() -> Sets:
+    """Raw pixels, 1,437 to train on and 360 to validate."""
+    x, y = load_digits(return_X_y=True)
+    train, val, y_train, y_val = train_test_split(x, y, test_size=360, random_state=0, stratify=y)
+    return (
+        torch.tensor(train, dtype=torch.float32),
+        torch.tensor(y_train),
+        torch.tensor(val, dtype=torch.float32),
+        torch.tensor(y_val),
+    )
+
+
+@pytest.fixture
+def small() -> Sets:
+    generator = torch.Generator().manual_seed(0)
+    centres = 2 * torch.randn(3, 5, generator=generator)
+    y, y_val = torch.arange(60) % 3, torch.arange(30) % 3
+    train = centres[y] + torch.randn(60, 5, generator=generator)
+    return train, y, centres[y_val] + torch.randn(30, 5, generator=generator), y_val
+
+
+def reference_votes(
+    bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, classes: int, k: int, t: float
+) -> np.ndarray:
+    """Wu et al., section 3.4, one query and one neighbour at a time."""
+    votes = np.zeros((len(queries), classes))
+    for q, query in enumerate(queries):
+        cosines = [
+            bank_row @ query / np.linalg.norm(bank_row) / np.linalg.norm(query) for bank_row in bank
+        ]
+        for i in np.argsort(cosines)[::-1][:k]:
+            votes[q, labels[i]] += np.exp(cosines[i] / t)
+    return votes
+
+
+@pytest.mark.parametrize("k", [1, 4, 500], ids=["nearest", "few", "more_than_the_bank"])
+@pytest.mark.parametrize("temperature", [0.07, 1.0], ids=["sharp", "flat"])
+def test_knn_votes_match_reference(
+    small: Sets, k: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank, labels, queries, _ = small
+    monkeypatch.setattr(evaluation, "_BLOCK", 7 * len(bank))  # 30 queries in blocks of 7
+    votes = knn_votes(bank, labels, queries, 4, k=k, temperature=temperature)
+    expected = reference_votes(
+        bank.double().numpy(), labels.numpy(), queries.double().numpy(), 4, k, temperature
+    )
+    assert votes.shape == (30, 4)
+    torch.testing.assert_close(
+        (votes / votes.sum(1, keepdim=True)).double().numpy(),
+        expected / expected.sum(1, keepdims=True),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+def test_knn_votes_stay_finite_at_a_tiny_temperature(small: Sets) -> None:
+    bank, labels, queries, _ = small
+    votes = knn_votes(bank, labels, queries, 3, k=20, temperature=1e-4)
+    assert votes.isfinite().all()
+    assert votes.sum(1).min() >= 1
+    one = knn_votes(bank, labels, queries, 3, k=1)
+    assert torch.equal(votes.argmax(1), one.argmax(1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rows"),
+    [({"k": 0}, 60), ({"temperature": 0.0}, 60), ({}, 0)],
+    ids=["k", "temperature", "empty_bank"],
+)
+def test_knn_votes_refuse(small: Sets, arguments: dict, rows: int) -> None:
+    bank, labels, queries, _ = small
+    with pytest.raises(ValueError, match="Expected"):
+        knn_votes(bank[:rows], labels[:rows], queries, 3, **arguments)
+
+
+def test_raw_digits_are_where_they_are_known_to_be(digits: Sets) -> None:
+    results = evaluate(*digits)
+    assert 0.955 < results["linear_top1"] < 0.98
+    assert 0.975 < results["knn_top1"] < 0.995
+    assert 0.75 < results["few_label_top1"] < 0.9
+    assert 0.005 < results["few_label_std"] < 0.05
+    assert 1 < results["rankme"] < 64
+    assert results["rankme"] == results["rankme_features"] == rankme(digits[2]).item()
+
+
+def test_linear_does_not_depend_on_the_scale_and_shift_of_a_feature(small: Sets) -> None:
+    train, y, val, y_val = small
+    scale, shift = torch.tensor([1e-3, 1.0, 1e3, -10.0, 0.1]), torch.tensor([0.0, 5.0, 1e3, 0.0, 1])
+    moved = linear_top1(train * scale + shift, y, val * scale + shift, y_val)
+    assert moved == linear_top1(*small)
+
+
+def test_linear_ignores_a_constant_feature(small: Sets) -> None:
+    train, y, val, y_val = small
+    # constant in training; standardised by rounding noise, the validation's value would decide
+    train = torch.cat([train, torch.full((60, 1), 0.1)], dim=1)
+    val = torch.cat([val, torch.full((30, 1), 5.0)], dim=1)
+    assert linear_top1(train, y, val, y_val) == linear_top1(*small)
+
+
+def test_linear_learns_from_at_most_the_cap_and_says_so(small: Sets) -> None:
+    with pytest.warns(UserWarning, match="20 of 60 training samples"):
+        capped = linear_top1(*small, max_samples=20)
+    assert capped > 0.5
+
+
+def test_few_labels_are_seeded_draws_of_so_many_a_class(
+    small: Sets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def spy(train: np.ndarray, labels: np.ndarray, *_: np.ndarray) -> float:
+        seen.append((train, labels))
+        return float(len(seen))
+
+    monkeypatch.setattr(evaluation, "_fit_and_score", spy)
+    mean, spread = few_label_top1(*small, per_class=4, draws=3)
+    assert (mean, spread) == (2, 1)
+    assert all(np.bincount(labels).tolist() == [4, 4, 4] for _, labels in seen)
+    assert not np.array_equal(seen[0][0], seen[1][0])
+    few_label_top1(*small, per_class=4, draws=3)
+    assert np.array_equal(seen[0][0], seen[3][0])
+
+
+def test_few_labels_take_all_of_a_small_class(small: Sets) -> None:
+    train, y, val, y_val = small
+    keep = torch.cat([torch.where(y == 0)[0][:2], torch.where(y > 0)[0]])
+    mean, spread = few_label_top1(train[keep], y[keep], val, y_val, per_class=5, draws=1)
+    assert mean > 0.3
+    assert spread == 0
+
+
+@pytest.mark.parametrize("protocol", [linear_top1, knn_top1, few_label_top1])
+def test_unlabelled_samples_do_not_count(small: Sets, protocol) -> None:  # noqa: ANN001
+    train, y, val, y_val = small
+    junk, none = torch.full((5, 5), 100.0), torch.full((5,), -1)
+    with_junk = (
+        torch.cat([train, junk]), torch.cat([y, none]), torch.cat([val, junk]),
+        torch.cat([y_val, none]),
+    )  # fmt: skip
+    assert protocol(*with_junk) == protocol(*small)
+
+
+@pytest.mark.parametrize("which", [1, 3], ids=["train", "val"])
+def test_without_labels_only_the_ranks_are_there(small: Sets, which: int) -> None:
+    sets = list(small)
+    sets[which] = torch.full_like(sets[which], -1)
+    with pytest.warns(UserWarning, match="no labels: only RankMe"):
+        results = evaluate(*sets, val_embeddings=small[2][:, :2])
+    assert set(results) == {"rankme", "rankme_features"}
+    assert results["rankme"] == rankme(small[2][:, :2]).item()
+    assert results["rankme_features"] == rankme(small[2]).item()
+
+
+def test_effective_rank_takes_rows_from_the_whole_set() -> None:
+    rows = torch.cat([torch.ones(50, 4), torch.eye(4).repeat(25, 1)])
+    assert effective_rank(rows[:50]) == pytest.approx(1, abs=1e-3)
+    assert effective_rank(rows, max_samples=20) > 2
+
+
+@pytest.mark.parametrize("protocol", [evaluate, linear_top1, knn_top1, few_label_top1])
+@pytest.mark.parametrize("problem", ["nan", "shape", "length"])
+def test_bad_features_are_refused(small: Sets, protocol, problem: str) -> None:  # noqa: ANN001
+    train, *rest = small
+    bad = {
+        "nan": train.clone().index_fill_(0, torch.tensor([3]), torch.nan),
+        "shape": train.view(60, 5, 1),
+        "length": train[:-1],
+    }[problem]
+    with pytest.raises(ValueError, match=r"Expected (finite )?`train_features`"):
+        protocol(bad, *rest)
+
+
+def test_one_class_is_refused(small: Sets) -> None:
+    train, y, val, y_val = small
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        linear_top1(train, torch.zeros_like(y), val, y_val)
+
+
+@pytest.mark.parametrize("arguments", [{"per_class": 0}, {"draws": 0}], ids=["per_class", "draws"])
+def test_few_labels_refuse(small: Sets, arguments: dict) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        few_label_top1(*small, **arguments)

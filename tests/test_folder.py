@@ -1,0 +1,307 @@
+"""Folders of files: listing, decoding of every mode, crops in workers, bad images."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from image_files import write_folder, write_image
+from PIL import Image
+from torchvision import transforms as tv
+
+from duality_ssl.data import SSLDataModule, View, create_source
+from duality_ssl.data.folder import FolderDataset, centre_crop, decode
+from duality_ssl.data.loader import Batch
+from duality_ssl.data.sampler import BatchRequest
+
+
+def request(*indices: int, epoch: int = 0, seed: int | None = 1) -> BatchRequest:
+    return BatchRequest(np.array(indices), epoch, seed)
+
+
+def dataset(root: Path, split: str = "train", on_bad_image: str = "error") -> FolderDataset:
+    images = create_source("folder", root).load(split)
+    return FolderDataset(images, 24, (View(), View()), 0, on_bad_image)
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    write_folder(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    for i in range(7):
+        write_image(tmp_path / f"{i}.jpg", seed=i)
+    return tmp_path
+
+
+def test_labelled_folder(labelled: Path) -> None:
+    write_image(labelled / "train" / "dog" / "deeper" / "z.png")
+    (labelled / "train" / "dog" / "notes.txt").touch()
+    (labelled / "train" / "dog" / ".hidden.jpg").touch()
+    (labelled / "train" / ".cache").mkdir()
+    source = create_source("folder", labelled)
+    train, val = source.load("pretrain"), source.load("val")
+    assert source.class_names == ("cat", "dog")
+    assert train.labels.tolist() == [0] * 6 + [1] * 7
+    assert val.labels.tolist() == [0] * 3 + [1] * 3
+    assert train.path(0) == labelled / "train" / "cat" / "cat_0.jpg"
+    assert train.path(6) == labelled / "train" / "dog" / "deeper" / "z.png"
+    assert all(train.path(i).is_file() for i in range(len(train)))
+
+
+def test_flat_folder_is_unlabelled_and_its_own_validation_set(flat: Path) -> None:
+    source = create_source("folder", flat)
+    assert source.class_names is None
+    assert source.load("pretrain").labels.tolist() == [-1] * 7
+    assert len(source.load("val")) == 7
+
+
+def test_flat_train_folder_with_flat_validation(tmp_path: Path) -> None:
+    for split, n in (("train", 5), ("val", 2)):
+        for i in range(n):
+            write_image(tmp_path / split / f"{i}.jpg")
+    source = create_source("folder", tmp_path)
+    assert (len(source.load("pretrain")), len(source.load("val"))) == (5, 2)
+    assert source.class_names is None
+
+
+def test_names_of_any_alphabet(tmp_path: Path) -> None:
+    write_folder(tmp_path, ("кот", "犬 2"), train=1, val=1)
+    images = create_source("folder", tmp_path).load("train")
+    assert [images.path(i).parent.name for i in range(2)] == ["кот", "犬 2"]
+    decode(images.path(0))
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"train/<class>/\* and val/.*but .*` is empty"):
+        create_source("folder", tmp_path).load("train")
+
+
+def test_class_folders_without_train(tmp_path: Path) -> None:
+    write_image(tmp_path / "cat" / "0.jpg")
+    with pytest.raises(FileNotFoundError, match=r"train/<class>/\*.* but .* holds cat/"):
+        create_source("folder", tmp_path).load("train")
+
+
+def test_empty_class(labelled: Path) -> None:
+    (labelled / "train" / "eel").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"images \(.*jpg.*eel`, but found none"):
+        create_source("folder", labelled).load("train")
+
+
+def test_images_beside_classes(labelled: Path) -> None:
+    write_image(labelled / "train" / "stray.jpg")
+    with pytest.raises(ValueError, match="either class folders or images, but it holds 2 .* 1 im"):
+        create_source("folder", labelled).load("train")
+
+
+def test_no_validation_set(tmp_path: Path) -> None:
+    write_image(tmp_path / "train" / "cat" / "0.jpg")
+    with pytest.raises(FileNotFoundError, match=r"val/<class>/\* beside .* holds train/"):
+        create_source("folder", tmp_path).load("val")
+
+
+def test_unknown_class_in_validation(labelled: Path) -> None:
+    write_image(labelled / "val" / "eel" / "0.jpg")
+    with pytest.raises(ValueError, match="named as those in train/, but eel is not among them"):
+        create_source("folder", labelled).load("val")
+
+
+def test_imagenet(tmp_path: Path) -> None:
+    write_folder(tmp_path, ("n01440764", "n01443537"), train=2, val=1)
+    source = create_source("imagenet", tmp_path)
+    assert source.class_names == ("n01440764", "n01443537")
+    assert source.load("val").labels.tolist() == [0, 1]
+    assert (source.image_size, source.mean) == (224, (0.485, 0.456, 0.406))
+
+
+def test_imagenet_with_flat_validation(tmp_path: Path) -> None:
+    write_image(tmp_path / "train" / "n01440764" / "0.jpg")
+    write_image(tmp_path / "val" / "ILSVRC2012_val_00000001.jpg")
+    with pytest.raises(ValueError, match=r"1 images and no folders: the archive .*valprep.sh"):
+        create_source("imagenet", tmp_path).load("val")
+
+
+def gradient() -> np.ndarray:
+    """Values 0 to 65535 over 16 x 16 pixels."""
+    return np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+
+
+def test_grey_and_bilevel_images(tmp_path: Path) -> None:
+    grey = (gradient() >> 8).astype(np.uint8)
+    Image.fromarray(grey).save(tmp_path / "l.png")
+    out = np.asarray(decode(tmp_path / "l.png"))
+    np.testing.assert_array_equal(out, np.repeat(grey[:, :, None], 3, axis=2))
+    Image.fromarray(grey).convert("1").save(tmp_path / "1.png")
+    assert set(np.unique(np.asarray(decode(tmp_path / "1.png")))) == {0, 255}
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bits_are_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
+    Image.fromarray(gradient()).save(tmp_path / f"deep.{suffix}")
+    out = np.asarray(decode(tmp_path / f"deep.{suffix}"))
+    np.testing.assert_array_equal(out[:, :, 0], np.round(gradient() / 257).astype(np.uint8))
+    np.testing.assert_array_equal(out[:, :, 0], out[:, :, 2])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_composited_over_white(tmp_path: Path, mode: str) -> None:
+    image = Image.new(mode, (4, 4), (0,) * (len(mode) - 1) + (0,))
+    image.putpixel((1, 1), (0,) * (len(mode) - 1) + (255,))
+    image.putpixel((2, 2), (0,) * (len(mode) - 1) + (51,))
+    image.save(tmp_path / "a.png")
+    out = np.asarray(decode(tmp_path / "a.png"))
+    assert out[0, 0].tolist() == [255] * 3  # hidden black is not seen
+    assert out[1, 1].tolist() == [0] * 3
+    assert out[2, 2].tolist() == [204] * 3
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+def test_palette(tmp_path: Path, transparent: bool) -> None:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 10, 200, 30])
+    image.putpixel((0, 0), 0)
+    image.save(tmp_path / "p.png", **({"transparency": 0} if transparent else {}))
+    out = np.asarray(decode(tmp_path / "p.png"))
+    assert out[1, 1].tolist() == [10, 200, 30]
+    assert out[0, 0].tolist() == ([255] * 3 if transparent else [0] * 3)
+
+
+def test_cmyk_jpeg(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), (200, 40, 90)).convert("CMYK").save(tmp_path / "c.jpg", quality=95)
+    assert Image.open(tmp_path / "c.jpg").mode == "CMYK"
+    out = np.asarray(decode(tmp_path / "c.jpg")).astype(int)
+    assert abs(out - [200, 40, 90]).max() <= 8
+
+
+def test_float_pixels_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "f.tif")
+    with pytest.raises(ValueError, match=r"Cannot read the image .*f.tif`: its pixels are floats"):
+        decode(tmp_path / "f.tif")
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def text(path: Path) -> None:
+    path.write_text("<html>404 Not Found</html>")
+
+
+def deleted(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncated, emptied, text, deleted])
+@pytest.mark.parametrize("name", ["cat_0.jpg", "cat_1.png"])
+def test_damaged_image_is_named(labelled: Path, name: str, damage: object) -> None:
+    path = labelled / "train" / "cat" / name
+    images = dataset(labelled)
+    damage(path)
+    error = images[request(0, 1)]
+    assert isinstance(error, ValueError)
+    assert str(error).startswith(f"Cannot read the image `{path}`: ")
+    assert str(error).endswith("set `data.on_bad_image` to skip.")
+    assert str(error).count(str(path)) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_error_of_a_worker_is_one_sentence(labelled: Path, workers: int) -> None:
+    module = SSLDataModule("folder", labelled, 4, 16, num_workers=workers)
+    truncated(labelled / "train" / "cat" / "cat_0.jpg")
+    with pytest.raises(ValueError, match=r"^Cannot read the image `.*cat_0.jpg`[^\n]*$"):
+        list(module.train_dataloader())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skip_substitutes_counts_and_reports_once(labelled: Path, workers: int) -> None:
+    arguments = {"num_workers": workers, "on_bad_image": "skip", "image_size": 16}
+    module = SSLDataModule("folder", labelled, 6, **arguments)
+    for i in (0, 1):
+        emptied(labelled / "train" / "cat" / f"cat_{i}.{'png' if i else 'jpg'}")
+    loader = module.train_dataloader()
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        with pytest.warns(
+            UserWarning, match="Passed over 2 of 12 images that cannot be read, as"
+        ) as w:
+            batches = list(loader)
+        assert len([x for x in w if "Passed over" in str(x.message)]) == 1
+        assert [len(batch.labels) for batch in batches] == [6, 6]
+        assert sorted(torch.cat([b.labels for b in batches]).tolist()) == [0] * 6 + [1] * 6
+
+
+def test_substitute_is_the_next_readable_image(labelled: Path) -> None:
+    emptied(labelled / "train" / "cat" / "cat_4.jpg")
+    emptied(labelled / "train" / "cat" / "cat_5.png")
+    batch = dataset(labelled, on_bad_image="skip")[request(4, 2)]
+    assert batch.labels.tolist() == [1, 0]  # index 6 is the first dog
+    assert [Path(name).name for name in batch.bad] == ["cat_4.jpg", "cat_5.png"]
+
+
+def test_skip_gives_up_on_a_folder_of_rubbish(labelled: Path) -> None:
+    images = dataset(labelled, on_bad_image="skip")
+    for path in (labelled / "train").rglob("*.*"):
+        emptied(path)
+    assert "nor any of the 16 images after it" in str(images[request(3)])
+    assert "Cannot read any of 2 images of a batch" in str(images[request(0, 1, seed=None)])
+
+
+def test_skip_leaves_out_in_evaluation(labelled: Path) -> None:
+    emptied(labelled / "val" / "cat" / "cat_1.png")
+    module = SSLDataModule("folder", labelled, 4, 16, on_bad_image="skip")
+    with pytest.warns(UserWarning, match="Passed over 1 of 6 images"):
+        labels = torch.cat([batch.labels for batch in module.val_dataloader()[0]])
+    assert labels.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_good_folder_warns_of_nothing(labelled: Path) -> None:
+    module = SSLDataModule("folder", labelled, 4, 16, on_bad_image="skip")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(list(module.train_dataloader())) == 3
+
+
+def test_crops_are_a_function_of_seed_epoch_index_and_view(labelled: Path) -> None:
+    images = dataset(labelled)
+    first = images[request(3, 5)]
+    assert isinstance(first, Batch)
+    again = images[request(7, 5, 3, seed=99)]  # other batch, other place, other batch seed
+    for view in (0, 1):
+        assert first.images[view].shape == (2, 3, 24, 24)
+        assert torch.equal(first.images[view][0], again.images[view][2])
+        assert torch.equal(first.images[view][1], again.images[view][1])
+    assert not torch.equal(first.images[0], first.images[1])
+    assert not torch.equal(first.images[0], images[request(3, 5, epoch=1)].images[0])
+    other = FolderDataset(images.images, 24, images.views, 1, "error")
+    assert not torch.equal(first.images[0], other[request(3, 5)].images[0])
+
+
+def test_crop_is_torchvisions_of_the_same_box(labelled: Path) -> None:
+    whole = View(scale=(1.0, 1.0), ratio=(4 / 3, 4 / 3))
+    images = create_source("folder", labelled).load("train")
+    out = FolderDataset(images, 24, (whole,), 0, "error")[request(0)].images[0][0]
+    image = decode(images.path(0))  # 40 x 30: all of it
+    assert torch.equal(out, tv.PILToTensor()(tv.Resize((24, 24))(image)))
+
+
+@pytest.mark.parametrize("size", [(300, 400), (500, 333), (224, 224), (40, 30)])
+def test_evaluation_sees_torchvisions_centre_crop(size: tuple[int, int]) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8))
+    reference = tv.Compose([tv.Resize(256), tv.CenterCrop(224), tv.PILToTensor()])
+    ours = tv.PILToTensor()(centre_crop(image, 224))
+    assert torch.equal(ours, reference(image))
+
+
+def test_subset_of_a_folder(labelled: Path) -> None:
+    module = SSLDataModule("folder", labelled, 4, 16, subset=4)
+    batch = next(iter(module.train_dataloader()))
+    assert sorted(batch.labels.tolist()) == [0, 0, 1, 1]

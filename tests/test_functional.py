@@ -1,0 +1,356 @@
+"""The maths: against loops, by finite differences, and its accuracy in float32."""
+
+import inspect
+import math
+from collections.abc import Callable
+
+import pytest
+import references
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from duality_ssl import functional
+
+SHAPES = [
+    pytest.param(2, 2, id="minimal"),
+    pytest.param(1, 4, id="one sample"),
+    pytest.param(4, 1, id="one dimension"),
+    pytest.param(11, 4, id="tall"),
+    pytest.param(4, 11, id="wide"),
+    pytest.param(6, 6, id="square"),
+]
+each_shape = pytest.mark.parametrize(("n", "d"), SHAPES)
+EPS = torch.finfo(torch.float32).eps
+
+
+def random(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, dtype=torch.float64, generator=generator).to(dtype)
+
+
+@each_shape
+def test_criteria_match_their_definition(n: int, d: int) -> None:
+    z = random(n, d)
+    for name in ("sample_contrastive", "dimension_contrastive"):
+        value = getattr(functional, name)(z).item()
+        expected = getattr(references, name)(z.numpy())
+        assert value == pytest.approx(expected, rel=1e-12, abs=1e-12), name
+
+
+@each_shape
+def test_fourth_norms_match_their_definition(n: int, d: int) -> None:
+    z = random(n, d)
+    rows, columns = functional.fourth_norms(z)
+    assert rows.item() == pytest.approx(references.row_fourth_norms(z.numpy()), rel=1e-12)
+    assert columns.item() == pytest.approx(references.column_fourth_norms(z.numpy()), rel=1e-12)
+    assert functional.norm_regularizer(z) == rows - columns
+
+
+@each_shape
+def test_grams_return_the_squared_norms_too(n: int, d: int) -> None:
+    z = random(n, d)
+    torch.testing.assert_close(functional.sample_gram(z)[1], z.square().sum(dim=1))
+    torch.testing.assert_close(functional.dimension_gram(z)[1], z.square().sum(dim=0))
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_offdiagonal_logsumexp(temperature: float) -> None:
+    s = random(5, 5)
+    before = s.clone()
+    values = functional.offdiagonal_logsumexp(s, temperature)
+    for i, value in enumerate(values.tolist()):
+        others = [s[i, j].item() / temperature for j in range(5) if j != i]
+        assert value == pytest.approx(references.logsumexp(others), rel=1e-12)
+    assert torch.equal(s, before)
+
+
+def test_offdiagonal_logsumexp_has_no_gradient_on_the_diagonal() -> None:
+    s = (1e4 * random(4, 4, dtype=torch.float32)).requires_grad_()
+    functional.offdiagonal_logsumexp(s).sum().backward()
+    assert s.grad is not None
+    assert s.grad.isfinite().all()
+    assert s.grad.diagonal().abs().max() == 0
+    torch.testing.assert_close(s.grad.sum(dim=1), torch.ones(4))
+
+
+@each_shape
+@pytest.mark.parametrize("distortion", [0.2, 1.0])
+def test_coding_rate(n: int, d: int, distortion: float) -> None:
+    z = random(n, d)
+    expected = references.coding_rate(z.numpy(), distortion)
+    assert functional.coding_rate(z, distortion).item() == pytest.approx(expected, rel=1e-12)
+
+
+@each_shape
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_rankme(n: int, d: int, scale: float) -> None:
+    z = scale * random(n, d)
+    expected = references.rankme(z.numpy())
+    for dtype in (torch.float64, torch.float32):
+        got = functional.rankme(z.to(dtype))
+        assert got.item() == pytest.approx(expected, rel=1e-5), dtype
+
+
+@pytest.mark.parametrize("rank", [1, 3, 7])
+def test_rankme_of_equal_singular_values_is_the_rank(rank: int) -> None:
+    basis = torch.linalg.qr(random(20, rank))[0]
+    z = (basis @ torch.linalg.qr(random(7, rank))[0].T).float()
+    assert functional.rankme(z).item() == pytest.approx(rank, rel=1e-4)
+
+
+def test_rankme_of_degenerate_batches() -> None:
+    assert functional.rankme(torch.zeros(5, 3)).item() == pytest.approx(1, abs=1e-4)
+    assert functional.rankme(torch.full((5, 3), math.nan)).isnan()
+
+
+@pytest.mark.parametrize(("n", "d"), [shape for shape in SHAPES if shape.id != "one sample"])
+def test_variance_and_covariance(n: int, d: int) -> None:
+    z = 3 + random(n, d)
+    variance, covariance = functional.variance_and_covariance(z)
+    expected = references.variances(z.numpy())
+    assert variance.tolist() == pytest.approx(expected, rel=1e-12)
+    expected = references.squared_covariance(z.numpy())
+    assert covariance.item() == pytest.approx(expected, rel=1e-11, abs=1e-14)
+    assert functional.squared_covariance(z) == covariance
+    hinge = functional.variance_hinge(variance).item()
+    assert hinge == pytest.approx(references.variance_hinge(z.numpy()), rel=1e-12)
+    if d > 1:
+        variance, repulsion = functional.variance_and_covariance_logsumexp(z, 0.3)
+        assert variance.tolist() == pytest.approx(references.variances(z.numpy()), rel=1e-12)
+        expected = references.covariance_logsumexp(z.numpy(), 0.3)
+        assert repulsion.item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("function", "normalization"),
+    [
+        (functional.normalize_rows, "embeddings"),
+        (functional.normalize_centered_rows, "centered"),
+        (functional.standardize_columns, "standardized"),
+    ],
+    ids=["embeddings", "centered", "standardized"],
+)
+def test_normalizations(function: Callable[..., Tensor], normalization: str) -> None:
+    z = 2 + random(7, 4)
+    length = (7 / 4) ** 0.5 if normalization == "standardized" else 1.0
+    expected = torch.from_numpy(references.normalized(z.numpy(), normalization))
+    torch.testing.assert_close(function(z, length), expected)
+    torch.testing.assert_close(function(z, 3 * length), 3 * expected)
+    assert torch.autograd.gradcheck(function, (z.requires_grad_(), 0.7))
+
+
+@pytest.mark.parametrize("offset", [1e-4, 1.0, 1e4])
+def test_constant_columns_and_mean_rows_become_zero(offset: float) -> None:
+    """What rounding leaves of a constant must not be blown up to unit norm."""
+    constant = offset * torch.rand(1, 300, generator=torch.Generator().manual_seed(0))
+    z = constant.repeat(1000, 1).requires_grad_()
+    for function in (functional.standardize_columns, functional.normalize_centered_rows):
+        result = function(z)
+        assert result.abs().max() == 0
+        (gradient,) = torch.autograd.grad(result.sum(), z)
+        assert gradient.abs().max() == 0
+
+
+def test_small_spread_about_a_large_mean_is_kept() -> None:
+    z = (1 + 1e-4 * random(64, 8)).float()
+    norms = functional.standardize_columns(z).norm(dim=0)
+    torch.testing.assert_close(norms, torch.ones(8))
+
+
+def test_project_to_ball_shortens_only_longer_rows() -> None:
+    z = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]], requires_grad=True)
+    projected = functional.project_to_ball(z, 2.0)
+    torch.testing.assert_close(projected, torch.tensor([[1.2, 1.6], [0.3, 0.4], [0.0, 0.0]]))
+    (gradient,) = torch.autograd.grad(projected.sum(), z)
+    torch.testing.assert_close(gradient[1:], torch.ones(2, 2))
+
+
+@pytest.mark.parametrize(("n", "d"), [(6, 3), (3, 6), (4, 4)], ids=["tall", "wide", "square"])
+@pytest.mark.parametrize(
+    "name", ["sample_gram", "dimension_gram", "cross_gram", "coding_rate", "fourth_norms"]
+)
+def test_gradients_by_finite_differences(name: str, n: int, d: int) -> None:
+    inputs = (random(n, d).requires_grad_(),)
+    if name == "cross_gram":
+        inputs = (*inputs, random(n, d, seed=1).requires_grad_())
+    arguments = (0.2,) if name == "coding_rate" else ()
+    function = getattr(functional, name)
+    assert torch.autograd.gradcheck(lambda *z: function(*z, *arguments), inputs)
+    assert torch.autograd.gradgradcheck(lambda *z: function(*z, *arguments), inputs)
+
+
+class _LargestProduct(TorchDispatchMode):
+    """Remember the largest matrix that a product made."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
+        result = func(*args, **(kwargs or {}))
+        if "mm" in str(func) and isinstance(result, Tensor):
+            self.largest = max(self.largest, result.numel())
+        return result
+
+
+@pytest.mark.parametrize(("n", "d"), [(5, 200), (200, 5)], ids=["wide", "tall"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sample_contrastive",
+        "dimension_contrastive",
+        "squared_covariance",
+        "coding_rate",
+        "rankme",
+        "cross_gram",
+        "cross_gram_of_dimensions",
+    ],
+)
+def test_no_product_is_larger_than_the_smaller_side(name: str, n: int, d: int) -> None:
+    z = random(n, d).requires_grad_()
+    with _LargestProduct() as products:
+        if name.startswith("cross_gram"):
+            a = z.T if name.endswith("dimensions") else z
+            result = functional.cross_gram(a, a.detach())[0]
+        else:
+            arguments = (0.2,) if name == "coding_rate" else ()
+            result = getattr(functional, name)(z, *arguments)
+        if name != "rankme":
+            result.backward()
+    # The gradient itself has n * d = 1000 entries, the wrong side would have 40,000.
+    assert products.largest <= n * d
+
+
+def exact_sums(z: Tensor) -> tuple[float, float, float]:
+    z = z.double()
+    rows, columns = functional.fourth_norms(z)
+    gram = z @ z.T
+    sample = (gram - gram.diagonal().diag()).square().sum()
+    return sample.item(), (sample + rows - columns).item(), (rows + columns).item()
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize(
+    ("n", "d"),
+    [(256, 64), (64, 256), (128, 128), (129, 128), (128, 129), (512, 500)],
+    ids=["tall", "wide", "square", "one more sample", "one more dimension", "near"],
+)
+@pytest.mark.parametrize("rows", ["unit rows", "unit columns", "random"])
+def test_float32_accuracy_is_what_the_module_says(scale: float, n: int, d: int, rows: str) -> None:
+    z = random(n, d, dtype=torch.float32)
+    if rows != "random":
+        z = functional.normalize_rows(z) if rows == "unit rows" else z / z.norm(dim=0)
+    z = scale * z
+    sample, dimension, fourth_norms = exact_sums(z)
+    for ours, exact in (
+        (functional.sample_contrastive(z).item(), sample),
+        (functional.dimension_contrastive(z).item(), dimension),
+    ):
+        assert ours == pytest.approx(exact, rel=1e-5, abs=4 * EPS * fourth_norms)
+        assert ours == pytest.approx(exact, rel=1e-4)  # and so nothing worth a warning is lost
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("correlation", [1e-1, 1e-2, 1e-3])
+@pytest.mark.parametrize("wide", [False, True], ids=["dimensions", "samples"])
+def test_float32_accuracy_near_the_optimum(scale: float, correlation: float, wide: bool) -> None:
+    """Nearly orthogonal vectors on the side that is computed: no digit may go with the diagonal.
+
+    A form that subtracts the diagonal from the whole loses all digits at a correlation of 1e-4.
+    """
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(300, 40, dtype=torch.float64, generator=generator))[0]
+    noise = torch.randn(300, 40, dtype=torch.float64, generator=generator) / 300**0.5
+    z = (scale * (basis + correlation * noise)).float()
+    gram = z.double().T @ z.double()
+    exact = (gram - gram.diagonal().diag()).square().sum().item()
+    z = z.T if wide else z
+    z = z.requires_grad_()
+    ours = functional.sample_contrastive(z) if wide else functional.dimension_contrastive(z)
+    assert ours.item() == pytest.approx(exact, rel=1e-3)
+    (gradient,) = torch.autograd.grad(ours, z)
+    double = z.detach().double().requires_grad_()
+    again = (functional.sample_contrastive if wide else functional.dimension_contrastive)(double)
+    (expected,) = torch.autograd.grad(again, double)
+    error = (gradient.double() - expected).norm() / expected.norm()
+    assert error < 1e-3
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["tall", "wide"])
+def test_float32_gradient_on_the_far_side(wide: bool) -> None:
+    z = random(96, 128, dtype=torch.float32)
+    function = functional.dimension_contrastive if wide else functional.sample_contrastive
+    z = (z if wide else z.T.contiguous()).requires_grad_()
+    (gradient,) = torch.autograd.grad(function(z), z)
+    double = z.detach().double().requires_grad_()
+    gram = double.T @ double if wide else double @ double.T
+    (expected,) = torch.autograd.grad((gram - gram.diagonal().diag()).square().sum(), double)
+    assert (gradient.double() - expected).norm() / expected.norm() < 1e-5
+
+
+@pytest.mark.parametrize("wide", [True, False], ids=["dimensions", "samples"])
+def test_float32_accuracy_of_the_far_side_at_its_optimum(wide: bool) -> None:
+    """The regular simplex, 65 unit vectors in 64 dimensions, meets Welch's bound."""
+    centering = torch.eye(65, dtype=torch.float64) - 1 / 65
+    frame = torch.linalg.eigh(centering)[1][:, 1:].T  # orthonormal, and orthogonal to the ones
+    frame = (frame / frame.norm(dim=0)).float()
+    exact = exact_sums(frame)[1]
+    assert exact == pytest.approx(65**2 / 64 - 65, rel=1e-4)
+    contrastive = functional.dimension_contrastive if wide else functional.sample_contrastive
+    ours = contrastive(frame if wide else frame.T)
+    assert ours.item() == pytest.approx(exact, rel=64 * EPS)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "value_error", "gradient_error"),
+    [(1e2, 1e-3, 1e-4), (1e3, 1e-1, 1e-3)],
+    ids=["100", "1000"],
+)
+def test_one_long_column_loses_the_digits_that_the_module_says(
+    ratio: float, value_error: float, gradient_error: float
+) -> None:
+    z = random(64, 256, dtype=torch.float32)
+    z[:, 0] *= ratio
+    z.requires_grad_()
+    ours = functional.dimension_contrastive(z)
+    (gradient,) = torch.autograd.grad(ours, z)
+    double = z.detach().double().requires_grad_()
+    gram = double.T @ double
+    exact = (gram - gram.diagonal().diag()).square().sum()
+    (expected,) = torch.autograd.grad(exact, double)
+    assert ours.item() == pytest.approx(exact.item(), rel=value_error)
+    assert (gradient.double() - expected).norm() / expected.norm() < gradient_error
+
+
+def test_coding_rate_is_nan_where_the_factorisation_fails() -> None:
+    z = torch.ones(4, 8)
+    z[0, 0] = torch.nan  # what rounding does to 1 beside 1e12 depends on the machine
+    z.requires_grad_()
+    rate = functional.coding_rate(z, 0.2)
+    (gradient,) = torch.autograd.grad(rate, z)
+    assert rate.isnan()
+    assert gradient.isnan().any()
+
+
+ONE_MATRIX = [
+    "sample_contrastive",
+    "dimension_contrastive",
+    "norm_regularizer",
+    "squared_covariance",
+    "centered",
+    "normalize_rows",
+    "normalize_centered_rows",
+    "standardize_columns",
+    "offdiagonal_logsumexp",
+]
+
+
+@pytest.mark.parametrize("name", ONE_MATRIX)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_functions_leave_autocast(name: str, dtype: torch.dtype) -> None:
+    function, z = getattr(functional, name), random(6, 6, dtype=dtype)
+    expected = function(z.double() if dtype == torch.float64 else z.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(function(z), expected)
+        assert torch.equal(
+            function(**{next(iter(inspect.signature(function).parameters)): z}), expected
+        )

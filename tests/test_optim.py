@@ -1,0 +1,412 @@
+"""LARS and the schedule against bolts and plain loops; parameter groups; the scaling rule."""
+
+import importlib
+import math
+import warnings
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from duality_ssl.backbones import create_backbone
+from duality_ssl.optim import LARS, parameter_groups, scaled_lr, warmup_cosine
+from duality_ssl.projector import create_projector
+
+STEPS = 6
+SHAPES = {"matrix": (7, 5), "kernel": (4, 3, 3, 3), "vector": (6,), "scalar": ()}
+
+
+@pytest.fixture
+def bolts() -> Iterator[ModuleType]:
+    """Give ``pl_bolts.optimizers``; importing and using it warns of its age on every occasion."""
+    # Recorded, not ignored: bolts puts filters of its own before any of ours.
+    with warnings.catch_warnings(record=True):
+        yield importlib.import_module("pl_bolts.optimizers")
+
+
+def groups(
+    dtype: torch.dtype, weight_decays: tuple[float, ...] = (1e-2, 0.0, 1e-6)
+) -> list[dict[str, Any]]:
+    """Make a group for each weight decay; one parameter is zero, the last has a zero gradient."""
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for number, weight_decay in enumerate(weight_decays):
+        values = [
+            torch.randn(shape, generator=generator, dtype=torch.float64)
+            for shape in SHAPES.values()
+        ]
+        values += [torch.zeros(3, 2, dtype=torch.float64), torch.ones(2, 2, dtype=torch.float64)]
+        params = [nn.Parameter(value.to(dtype)) for value in values]
+        made.append({"params": params, "weight_decay": weight_decay, "lr": 0.5 / (number + 1)})
+    return made
+
+
+def set_gradients(made: list[dict[str, Any]], step: int) -> None:
+    """Set gradients; the last of a group is always zero, the first is missing at step 2."""
+    generator = torch.Generator().manual_seed(100 + step)
+    for group in made:
+        for number, parameter in enumerate(group["params"]):
+            gradient = 10.0**number * torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64
+            )
+            parameter.grad = gradient.to(parameter.dtype)
+        group["params"][-1].grad = torch.zeros_like(group["params"][-1])
+        if step == 2:
+            group["params"][0].grad = None
+
+
+def values(made: list[dict[str, Any]]) -> list[Tensor]:
+    return [parameter.detach() for group in made for parameter in group["params"]]
+
+
+def reference_lars_step(
+    weight: list[float], gradient: list[float], velocity: list[float], group: dict[str, Any]
+) -> tuple[list[float], list[float]]:
+    """Take one step of LARS on one tensor, an entry at a time."""
+    weight_norm = math.sqrt(sum(w * w for w in weight))
+    gradient_norm = math.sqrt(sum(g * g for g in gradient))
+    decay, trust = 0.0, 1.0
+    if group["adapt"] and weight_norm > 0 and gradient_norm > 0:
+        decay = group["weight_decay"]
+        trust = 0.001 * weight_norm / (gradient_norm + decay * weight_norm + 1e-8)
+    momentum, lr = group["momentum"], group["lr"]
+    update = [trust * (g + decay * w) for w, g in zip(weight, gradient, strict=True)]
+    velocity = [momentum * v + u for v, u in zip(velocity, update, strict=True)]
+    if group["nesterov"]:
+        step = [u + momentum * v for u, v in zip(update, velocity, strict=True)]
+    else:
+        step = velocity
+    return [w - lr * s for w, s in zip(weight, step, strict=True)], velocity
+
+
+MOMENTA = pytest.mark.parametrize(
+    ("momentum", "nesterov"),
+    [(0.0, False), (0.9, False), (0.9, True)],
+    ids=["plain", "momentum", "nesterov"],
+)
+
+
+@MOMENTA
+@pytest.mark.parametrize(
+    "adapt", [None, True, False], ids=["adapt-by-weight-decay", "adapt-all", "adapt-none"]
+)
+def test_lars_matches_reference(momentum: float, nesterov: bool, adapt: bool | None) -> None:
+    ours, plain = groups(torch.float64), groups(torch.float64)
+    for group in ours:
+        group["adapt"] = adapt
+    optimizer = LARS(ours, lr=0.5, momentum=momentum, nesterov=nesterov)
+    weights = [parameter.flatten().tolist() for parameter in values(plain)]
+    velocities = [[0.0] * len(weight) for weight in weights]
+    for step in range(STEPS):
+        set_gradients(ours, step)
+        set_gradients(plain, step)
+        optimizer.step()
+        position = 0
+        for group in plain:
+            rule = {**group, "momentum": momentum, "nesterov": nesterov}
+            rule["adapt"] = group["weight_decay"] != 0 if adapt is None else adapt
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    weights[position], velocities[position] = reference_lars_step(
+                        weights[position],
+                        parameter.grad.flatten().tolist(),
+                        velocities[position],
+                        rule,
+                    )
+                position += 1
+    for parameter, expected in zip(values(ours), weights, strict=True):
+        expected_tensor = torch.tensor(expected, dtype=torch.float64).view_as(parameter)
+        torch.testing.assert_close(parameter, expected_tensor, rtol=1e-12, atol=1e-14)
+
+
+@MOMENTA
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_lars_takes_the_steps_of_bolts(
+    bolts: ModuleType, momentum: float, nesterov: bool, dtype: torch.dtype
+) -> None:
+    ours, theirs = groups(dtype), groups(dtype)
+    optimizers = [
+        (ours, LARS(ours, lr=0.5, momentum=momentum, nesterov=nesterov)),
+        (theirs, bolts.LARS(theirs, lr=0.5, momentum=momentum, nesterov=nesterov)),
+    ]
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+    for step in range(STEPS):
+        for made, optimizer in optimizers:
+            set_gradients(made, step)
+            optimizer.step()
+        torch.testing.assert_close(values(ours), values(theirs), rtol=tolerance, atol=tolerance)
+    assert not torch.equal(values(ours)[0], values(groups(dtype))[0])
+
+
+def test_lars_takes_the_steps_of_bolts_on_a_network(bolts: ModuleType) -> None:
+    """Same, with our parameter groups, our schedule and its, on a net and a loss."""
+    images = torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for make, schedule in [
+        (LARS, lambda optimizer: warmup_cosine(optimizer, 2, STEPS, floor=0.0)),
+        (bolts.LARS, lambda optimizer: bolts.LinearWarmupCosineAnnealingLR(optimizer, 2, STEPS)),
+    ]:
+        torch.manual_seed(0)
+        model = nn.Sequential(create_backbone("resnet_tiny", 1), create_projector("16-8", 128))
+        optimizer = make(parameter_groups(model, weight_decay=1e-4), lr=2.0, momentum=0.9)
+        scheduler = schedule(optimizer)
+        losses.append([])
+        for _ in range(STEPS):
+            loss = (model(images) - 1).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            losses[-1].append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0][-1] < losses[0][0]
+
+
+def test_lars_step_never_waits_for_the_device() -> None:
+    """On the meta device there are no values: whatever reads one on the host raises."""
+    model = create_backbone("resnet_tiny").to("meta")
+    optimizer = LARS(parameter_groups(model, 1e-6), lr=0.1)
+    for parameter in model.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+    optimizer.step()
+
+
+def test_lars_resumes_from_its_state() -> None:
+    whole, halves = groups(torch.float64), groups(torch.float64)
+    optimizer, first = LARS(whole, lr=0.5), LARS(halves, lr=0.5)
+    for step in range(STEPS):
+        if step == 3:
+            second = LARS(groups(torch.float64), lr=9.0, momentum=0.1)
+            second.load_state_dict(first.state_dict())
+            for group, made in zip(second.param_groups, halves, strict=True):
+                with torch.no_grad():
+                    for parameter, value in zip(group["params"], made["params"], strict=True):
+                        parameter.copy_(value)
+            first, halves = second, second.param_groups
+        for made in (whole, halves):
+            set_gradients(made, step)
+        optimizer.step()
+        first.step()
+    torch.testing.assert_close(values(halves), values(whole), rtol=0, atol=0)
+
+
+def test_lars_evaluates_a_closure_with_gradients() -> None:
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = LARS([weight], lr=0.1)
+
+    def closure() -> float:
+        loss = weight.square().sum()
+        loss.backward()
+        return loss.item()
+
+    assert optimizer.step(closure) == 4.0
+    assert weight[0, 0] < 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param({"lr": -0.1}, "`lr` of LARS to be at least 0, but got -0.1", id="lr"),
+        pytest.param({"lr": math.nan}, "`lr` of LARS to be at least 0, but got nan", id="nan"),
+        pytest.param({"momentum": -1}, "`momentum` of LARS", id="momentum"),
+        pytest.param({"weight_decay": -1}, "`weight_decay` of LARS", id="weight-decay"),
+        pytest.param(
+            {"trust_coefficient": -1}, "`trust_coefficient` of LARS", id="trust-coefficient"
+        ),
+        pytest.param({"eps": -1}, "`eps` of LARS", id="eps"),
+        pytest.param({"momentum": 0.0, "nesterov": True}, "positive `momentum`", id="nesterov"),
+    ],
+)
+def test_lars_refuses(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LARS([nn.Parameter(torch.ones(1))], **{"lr": 0.1, **arguments})
+
+
+def reference_learning_rate(step: int, warmup: int, total: int, lr: float, floor: float) -> float:
+    if step < warmup:
+        return lr * step / (warmup - 1) if warmup > 1 else 0.0
+    if step >= total:
+        return lr * floor
+    return lr * floor + lr * (1 - floor) * 0.5 * (
+        1 + math.cos(math.pi * (step - warmup) / (total - warmup))
+    )
+
+
+def learning_rates(
+    scheduler: Any, optimizer: torch.optim.Optimizer, steps: int
+) -> list[list[float]]:
+    rates = []
+    for _ in range(steps):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def sgd(*rates: float) -> SGD:
+    return SGD([{"params": [nn.Parameter(torch.ones(1))], "lr": rate} for rate in rates], lr=1.0)
+
+
+SCHEDULES = pytest.mark.parametrize(
+    ("warmup", "total", "floor"),
+    [(10, 100, 0.001), (10, 100, 0.0), (1, 20, 0.1), (2, 5, 0.0), (4, 5, 0.5)],
+    ids=["vicreg", "to-zero", "one-step-of-warmup", "short", "one-step-of-cosine"],
+)
+
+
+@SCHEDULES
+def test_schedule_is_that_of_bolts(
+    bolts: ModuleType, warmup: int, total: int, floor: float
+) -> None:
+    for lr in (4.8, 1e-3):
+        ours, theirs = sgd(lr), sgd(lr)
+        scheduler = warmup_cosine(ours, warmup, total, floor)
+        their_scheduler = bolts.LinearWarmupCosineAnnealingLR(
+            theirs, warmup, total, eta_min=floor * lr
+        )
+        rates = learning_rates(scheduler, ours, total + 1)
+        expected = learning_rates(their_scheduler, theirs, total + 1)
+        torch.testing.assert_close(rates, expected, rtol=1e-9, atol=1e-12 * lr)
+
+
+@SCHEDULES
+def test_schedule_matches_reference(warmup: int, total: int, floor: float) -> None:
+    optimizer = sgd(4.8, 0.3)
+    rates = learning_rates(warmup_cosine(optimizer, warmup, total, floor), optimizer, total + 10)
+    expected = [
+        [reference_learning_rate(k, warmup, total, lr, floor) for lr in (4.8, 0.3)]
+        for k in range(total + 10)
+    ]
+    torch.testing.assert_close(rates, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_schedule_without_warmup_starts_at_the_top() -> None:
+    optimizer = sgd(2.0)
+    rates = learning_rates(warmup_cosine(optimizer, 0, 4, floor=0.0), optimizer, 5)
+    torch.testing.assert_close(
+        rates,
+        [[2.0], [2 * math.cos(math.pi / 8) ** 2], [1.0], [2 * math.sin(math.pi / 8) ** 2], [0.0]],
+    )
+
+
+def test_schedule_shorter_than_its_warmup_is_cut() -> None:
+    optimizer = sgd(1.0)
+    assert learning_rates(warmup_cosine(optimizer, 11, 1), optimizer, 3) == [[0.0], [0.1], [0.2]]
+
+
+def test_schedule_resumes_from_its_state() -> None:
+    optimizer = sgd(1.0)
+    scheduler = warmup_cosine(optimizer, 3, 10)
+    rates = learning_rates(scheduler, optimizer, 5)
+    other = sgd(1.0)
+    resumed = warmup_cosine(other, 3, 10)
+    other.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(scheduler.state_dict())
+    rates += learning_rates(resumed, other, 6)
+    whole = sgd(1.0)
+    assert rates == learning_rates(warmup_cosine(whole, 3, 10), whole, 11)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param((-1, 10), "`warmup_steps` to be at least 0, but got -1", id="warmup"),
+        pytest.param((0, 0), "`total_steps` to be at least 1, but got 0", id="total"),
+        pytest.param((0, 10, 1.5), r"`floor` to be a fraction .*, but got 1.5", id="floor"),
+    ],
+)
+def test_schedule_refuses(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        warmup_cosine(sgd(1.0), *arguments)
+
+
+class Everything(nn.Module):
+    """One parameter of each kind, named by where it belongs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.linear = nn.Linear(4, 5)
+        self.batch_norm = nn.BatchNorm2d(4)
+        self.layer_norm = nn.LayerNorm((4, 6, 6))  # its parameters are not vectors
+        self.group_norm = nn.GroupNorm(2, 4)
+        self.layer_scale = nn.Parameter(torch.ones(4, 1, 1))
+        self.temperature = nn.Parameter(torch.ones(()))
+        self.bias = nn.Parameter(torch.ones(4, 5))
+        self.frozen = nn.Parameter(torch.ones(4, 4), requires_grad=False)
+        self.again = self.linear
+
+
+def test_parameter_groups() -> None:
+    module = Everything()
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    weights, rest = parameter_groups(module, weight_decay=0.1)
+    assert [names[p] for p in weights["params"]] == ["conv.weight", "linear.weight"]
+    assert {names[p] for p in rest["params"]} == set(names.values()) - {
+        "conv.weight",
+        "linear.weight",
+        "frozen",
+    }
+    assert (weights["weight_decay"], weights["adapt"]) == (0.1, True)
+    assert (rest["weight_decay"], rest["adapt"]) == (0.0, False)
+    assert len(rest["params"]) == len(set(rest["params"]))
+
+
+@pytest.mark.parametrize("name", ["resnet_tiny", "resnet18_32", "convnext_tiny"])
+def test_parameter_groups_of_a_backbone_hold_every_parameter_once(name: str) -> None:
+    with torch.device("meta"):
+        module = create_backbone(name)
+    weights, rest = parameter_groups(module, weight_decay=0.1)
+    assert len(weights["params"]) + len(rest["params"]) == len(list(module.parameters()))
+    assert all(parameter.ndim in (2, 4) for parameter in weights["params"])
+    kernels = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    assert len(weights["params"]) == len(kernels)
+
+
+@pytest.mark.parametrize("make", [LARS, SGD, torch.optim.AdamW], ids=["LARS", "SGD", "AdamW"])
+def test_parameter_groups_suit_every_optimizer(make: type[torch.optim.Optimizer]) -> None:
+    module = nn.Linear(2, 3)
+    optimizer = make(parameter_groups(module, weight_decay=0.1), lr=0.1)
+    module(torch.ones(2, 2)).sum().backward()
+    optimizer.step()
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+
+
+def test_parameter_groups_adapt_weights_that_are_not_decayed() -> None:
+    module = nn.Linear(4, 4)
+    before = module.weight.detach().clone()
+    optimizer = LARS(parameter_groups(module, weight_decay=0.0), lr=1.0, momentum=0.0)
+    module.weight.grad = torch.randn(4, 4)
+    optimizer.step()
+    assert (module.weight - before).norm().item() == pytest.approx(
+        0.001 * before.norm().item(), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "weight_decay", "message"),
+    [
+        pytest.param(nn.Identity(), 0.0, "Identity to have parameters to train", id="nothing"),
+        pytest.param(
+            nn.Linear(2, 2).requires_grad_(False), 0.0, "none requires a gradient", id="frozen"
+        ),
+        pytest.param(
+            nn.Linear(2, 2), -1.0, "`weight_decay` to be at least 0, but got -1.0", id="negative"
+        ),
+    ],
+)
+def test_parameter_groups_refuse(module: nn.Module, weight_decay: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parameter_groups(module, weight_decay)
+
+
+def test_learning_rate_scales_with_the_batch() -> None:
+    assert scaled_lr(0.5, 2048) == 4.0
+    assert scaled_lr(0.3, 256) == 0.3
+    with pytest.raises(ValueError, match="`global_batch` to be at least 1, but got 0"):
+        scaled_lr(0.3, 0)
