@@ -47,6 +47,7 @@ class StubData(LightningDataModule):
         classes: int = CLASSES,
         n: int = 128,
         n_val: int = 50,
+        n_probe: int = 128,
         batch_size: int = 32,
     ) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ class StubData(LightningDataModule):
         self.class_names = [str(c) for c in range(classes)]
         images, y = blobs(n, classes)
         self.train = TensorDataset(images, y if labels == "own" else torch.full_like(y, -1))
-        self.probe = TensorDataset(*blobs(n, classes, seed=1))
+        self.probe = TensorDataset(*blobs(n_probe, classes, seed=1))
         val, y_val = blobs(n_val, classes, seed=2)
         self.val = TensorDataset(val, torch.full_like(y_val, -1) if labels is None else y_val)
 
@@ -69,7 +70,8 @@ class StubData(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader]:
         val = self._loader(self.val, one_view, 20)
-        return [val] if self.probe_is_pretrain else [self._loader(self.probe, one_view), val]
+        probe = self._loader(self.probe, one_view, self.batch_size)
+        return [val] if self.probe_is_pretrain else [probe, val]
 
     def test_dataloader(self) -> list[DataLoader]:
         train = self.train if self.probe_is_pretrain else self.probe

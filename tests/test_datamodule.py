@@ -205,7 +205,8 @@ def test_processes_share_the_one_process_order(
         assert len(requests) == len(single) == n // (batch * world)
         shards.append([request.indices.tolist() for request in requests])
         seeds |= {request.seed for request in requests}
-    assert [sum(parts, []) for parts in zip(*shards, strict=True)] == single
+    joined = [list(itertools.chain(*parts)) for parts in zip(*shards, strict=True)]
+    assert joined == single
     assert len(seeds) == world * len(single)  # each process augments in its own way
 
 
@@ -397,8 +398,8 @@ def test_fewer_images_than_a_batch(
     pretend_processes(0, world)
     module = SSLDataModule(batch_size=2000)
     message = (
-        rf"one batch of {2000 * world} images \(`data.batch_size` 2000, {world} processes\), but the "
-        rf"pretraining set `digits` has 1437: set `data.batch_size` to {1437 // world} or less"
+        rf"one batch of {2000 * world} images \(`data.batch_size` 2000, {world} processes\), but "
+        rf"the pretraining set `digits` has 1437: set `data.batch_size` to {1437 // world} or less"
     )
     with pytest.raises(ValueError, match=message):
         module.train_dataloader()

@@ -95,7 +95,7 @@ def test_empty_class(labelled: Path) -> None:
 
 def test_images_beside_classes(labelled: Path) -> None:
     write_image(labelled / "train" / "stray.jpg")
-    with pytest.raises(ValueError, match="either class folders or images, but it holds 2 .* 1 im"):
+    with pytest.raises(ValueError, match=r"either class folders or images, but it holds 2 .* 1 im"):
         create_source("folder", labelled).load("train")
 
 

@@ -25,6 +25,7 @@ def bolts() -> Iterator[ModuleType]:
     """Give ``pl_bolts.optimizers``; importing and using it warns of its age on every occasion."""
     # Recorded, not ignored: bolts puts filters of its own before any of ours.
     with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
         yield importlib.import_module("pl_bolts.optimizers")
 
 

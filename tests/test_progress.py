@@ -52,9 +52,16 @@ def test_a_terminal_gets_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     run = trainer(tmp_path, RunProgress(), OnlineLinearProbe(), enable_progress_bar=True)
     run.fit(StubModule(), datamodule=StubData())
     shown = screen.getvalue()
-    for part in ("Epoch 1/1", "loss: ", "probe top-1: ", "images/s: ", "Trained on 256 images"):
+    for part in (
+        "epoch 1/2",
+        "epoch 2/2",
+        "loss: ",
+        "probe top-1: ",
+        "images/s: ",
+        "Trained on 256 images",
+    ):
         assert part in shown
-    assert "epoch 1/2" not in shown
+    assert "epoch 1/2  loss" not in shown  # the pipe's line
 
 
 def test_stopwatch_counts_training_and_waiting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,7 +148,7 @@ def test_nothing_is_run_from_a_pickle(
     write_cifar10(tmp_path)
     bad = tmp_path / "cifar-10-batches-py" / "test_batch"
     bad.write_bytes(pickle.dumps(content))
-    with pytest.raises(ValueError, match="Cannot read .*test_batch.*: .*(no array|not allowed)"):
+    with pytest.raises(ValueError, match=r"Cannot read .*test_batch.*: .*(no array|not allowed)"):
         create_source("cifar10", tmp_path).load("val")
     assert not Path("evil-was-here").exists()
 

@@ -129,6 +129,8 @@ class Command(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Log a fit to ``runs/EXPERIMENT/METHOD/version_N``; the other commands log nothing."""
         config = self._get(self.config_init, "trainer")
+        if self.subcommand != "fit":  # the run's config is there already
+            self.save_config_callback = None
         if config.logger in (None, True):
             kwargs["logger"] = self._loggers() if self.subcommand == "fit" else False
         if config.enable_progress_bar is not False:

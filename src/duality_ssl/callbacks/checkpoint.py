@@ -1,5 +1,7 @@
 """Checkpoints of a run: the last, and the one whose online probe was best."""
 
+from typing import Any
+
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -27,7 +29,14 @@ class RunCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keep the last one only where no label says which is best."""
+        if stage != "fit":
+            return
         super().setup(trainer, pl_module, stage)
         datamodule = getattr(trainer, "datamodule", None)
         if getattr(datamodule, "num_classes", None) is None and "probe" in (self.monitor or ""):
             self.monitor, self.save_top_k = None, 0
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the scores of a resumed fit; another command saves nothing."""
+        if self.dirpath is not None:
+            super().load_state_dict(state_dict)

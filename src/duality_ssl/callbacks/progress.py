@@ -156,13 +156,16 @@ class RunProgress(RichProgressBar):
         metrics["images/s"] = f"{self._epoch.images_per_second:,.0f}"
         return metrics
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        # counted from 1, as in the lines; Lightning's own counts from 0
+        return f"epoch {current_epoch + 1}{_of(self.trainer)}"
+
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print a line that survives the bar and reaches a pipe at once."""
         print(*args, **{"flush": True, **kwargs})
 
     def _line(self, trainer: Trainer) -> str:
-        of = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
-        parts = [f"epoch {trainer.current_epoch + 1}{of}"]
+        parts = [self._get_train_description(trainer.current_epoch)]
         if self._loss_sum is not None:
             parts.append(f"loss {self._loss_sum.item() / self._batches:.4g}")
         parts += [f"{name} {value}" for name, value in _probe(trainer).items()]
@@ -178,6 +181,11 @@ class RunProgress(RichProgressBar):
             self._loss.item()
         for watch in (self._epoch, self._run):
             watch.stop()
+
+
+def _of(trainer: Trainer) -> str:
+    """The number of epochs, where the run has one."""
+    return f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
 
 
 def _probe(trainer: Trainer) -> dict[str, str]:

@@ -95,8 +95,9 @@ class Draws:
 
     def __getitem__(self, rows: slice) -> "Draws":
         """The draws of some of the samples."""
-        picked: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Draws(**{name: x if x is None else x[rows] for name, x in picked.items()})
+        columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        picked: dict[str, Any] = {k: x if x is None else x[rows] for k, x in columns.items()}
+        return Draws(**picked)
 
 
 def draw(

@@ -60,15 +60,15 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         data = source.read_bytes() if source == path else gzip.decompress(source.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"Cannot read `{source}`: {error}. Fetch the file again.") from None
-    if len(data) < 4 or data[:3] != b"\0\0\x08":
+    start = 4 + 4 * data[3] if len(data) > 4 else 4
+    if data[:3] != b"\0\0\x08" or len(data) < start:
         raise ValueError(
-            f"Expected `{source}` to be an IDX file of bytes, but its header is not. Fetch the file "
-            "again."
+            f"Expected an IDX file of bytes in `{source}`, but its header is another. Fetch the "
+            "file again."
         )
-    ndim = data[3]
-    shape = tuple(np.frombuffer(data[4 : 4 + 4 * ndim], dtype=">u4").tolist())
-    body = np.frombuffer(data, dtype=np.uint8)[4 + 4 * ndim :]
-    if len(shape) != ndim or body.size != np.prod(shape, dtype=np.int64):
+    shape = tuple(np.frombuffer(data[4:start], dtype=">u4").tolist())
+    body = np.frombuffer(data, dtype=np.uint8)[start:]
+    if body.size != np.prod(shape, dtype=np.int64):
         raise ValueError(
             f"Expected {shape} bytes in `{source}`, but got {body.size}: the file is truncated or "
             "corrupt. Fetch it again."

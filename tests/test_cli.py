@@ -1,0 +1,291 @@
+"""The command line as a user meets it: what a run writes, and what a mistake says."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from duality_ssl.cli import main, method_names, with_config_of_run
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+DIGITS = str(CONFIGS / "data/digits.yaml")
+SHORT = ["--trainer.max_epochs", "2", "--model.warmup_epochs", "1"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a short run of VICReg on the digits, evaluated and predicted with."""
+    folder = tmp_path_factory.mktemp("cli")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(["fit", "-c", DIGITS, "--model", "VICReg", *SHORT])
+        main(["test", "--ckpt_path", "runs/digits/VICReg/version_0"])
+        main(["predict", "--ckpt_path", "runs/digits/VICReg/version_0/checkpoints/best.ckpt"])
+    return folder / "runs/digits/VICReg/version_0"
+
+
+def test_fit_writes_config_events_and_checkpoints(run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["class_path"] == "duality_ssl.VICReg"
+    assert config["model"]["init_args"]["covariance"] == 1
+    assert config["data"]["batch_size"] == 256
+    assert list(run.glob("events.out.tfevents.*"))
+    assert {path.name for path in (run / "checkpoints").glob("*.ckpt")} == {"last.ckpt", "best.ckpt"}
+
+
+def test_fit_writes_every_metric(run: Path) -> None:
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    logged = {name for row in rows for name, value in row.items() if value}
+    assert logged >= {
+        *("train/loss", "train/invariance", "train/variance", "train/covariance"),
+        *("train/probe_loss", "val/probe_top1", "val/probe_top5", "val/knn_top1", "val/rankme"),
+        *("duality/sample_contrastive", "duality/dimension_contrastive", "duality/cosine_std"),
+    }
+    assert sum(bool(row["val/probe_top1"]) for row in rows) == 2
+
+
+def test_checkpoint_loads_without_unpickling_anything(run: Path) -> None:
+    content = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    assert any("OnlineLinearProbe" in name for name in content["callbacks"])
+    assert content["epoch"] == 1
+
+
+def test_test_writes_the_evaluation_beside_the_checkpoint(run: Path) -> None:
+    evaluation = json.loads((run / "checkpoints/evaluation.json").read_text())
+    assert {"linear_top1", "knn_top1", "few_label_top1", "rankme"} <= evaluation.keys()
+    assert 0.5 < evaluation["linear_top1"] <= 1
+    assert (evaluation["num_train"], evaluation["num_val"]) == (1437, 360)
+
+
+def test_predict_writes_features_and_labels(run: Path) -> None:
+    with np.load(run / "checkpoints/features.npz", allow_pickle=False) as file:
+        assert file["features"].shape == (360, 128)
+        assert np.bincount(file["labels"]).sum() == 360
+
+
+def test_second_run_gets_a_folder_of_its_own(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parents[3])
+    before = (run / "metrics.csv").read_text()
+    main(["fit", "-c", DIGITS, "--model", "VICReg", *SHORT, "--trainer.limit_train_batches", "1"])
+    assert (run.parent / "version_1/metrics.csv").is_file()
+    assert (run / "metrics.csv").read_text() == before
+
+
+def test_same_seed_gives_the_same_weights(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parents[3])
+    words = ["fit", "-c", DIGITS, "--model", "VICReg", *SHORT, "--experiment", "again"]
+    main(words)
+    first, second = (
+        torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for folder in (run, run.parents[2] / "again/VICReg/version_0")
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_validate_prints_the_metrics(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(run.parents[3])
+    main(["validate", "--ckpt_path", str(run)])
+    assert "val/probe_top1" in capsys.readouterr().out
+
+
+def test_pretrained_backbone_of_a_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parents[3])
+    pretrained = ["--model.pretrained", str(run / "checkpoints/last.ckpt")]
+    words = ["fit", "-c", DIGITS, "--model", "DCL", *pretrained, "--trainer.fast_dev_run", "true"]
+    main(words)
+
+
+def test_unlabelled_folder_trains_and_says_what_is_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        pixels = rng.integers(0, 256, (20 + i, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"images/{i}.png")
+    small = ["--data.image_size", "16", "--data.batch_size", "4", "--model.backbone", "resnet_tiny"]
+    source = ["--data.source", "folder", "--data.root", "images", "--model.projector", "16-16"]
+    main(["fit", "--model", "SimCLR", *source, *small, "--trainer.max_epochs", "1"])
+    off = [str(warning.message) for warning in recwarn if " off" in str(warning.message)]
+    assert any("probe" in message.lower() for message in off)
+    assert any("k-nn" in message.lower() or "knn" in message.lower() for message in off)
+    assert (tmp_path / "runs/folder/SimCLR/version_0/checkpoints/last.ckpt").is_file()
+
+
+MISTAKES = {
+    "no command": ([], "expected"),
+    "command": (["fitt"], "invalid choice: 'fitt'"),
+    "no method": (["fit", "-c", DIGITS], "No method was chosen. Name one with --model: BarlowT"),
+    "method": (["fit", "--model", "Simclr"], "Unknown method 'Simclr'. Did you mean SimCLR"),
+    "method option": (
+        ["fit", "--model", "SimCLR", "--model.temprature", "1"],
+        "SimCLR has no option 'temprature'. Did you mean temperature?",
+    ),
+    "option before its method": (
+        ["fit", "--model.temperature", "1"],
+        "Option model.temperature belongs to a method",
+    ),
+    "option": (
+        ["fit", "--model", "SimCLR", "--trainer.max_epoch", "3"],
+        "Unknown argument '--trainer.max_epoch'. Did you mean --trainer.max_epochs",
+    ),
+    "value": (
+        ["fit", "--model", "SimCLR", "--trainer.max_epochs", "many"],
+        "Expected trainer.max_epochs to be int, but got 'many'.",
+    ),
+    "value of a method": (
+        ["fit", "--model", "SimCLR", "--model.temperature", "warm"],
+        "Expected model.temperature to be float, but got 'warm'.",
+    ),
+    "choice": (
+        ["fit", "--model", "SimCLR", "--model.similarity", "cosin"],
+        "one of 'cosine', 'squared', 'absolute', but got 'cosin'. Did you mean cosine?",
+    ),
+    "number out of range": (
+        ["fit", "-c", DIGITS, "--model", "SimCLR", "--model.temperature", "0"],
+        "`temperature`",
+    ),
+    "optimiser": (
+        ["fit", "--model", "SimCLR", "--model.optimizer", "Adamw"],
+        "Unknown class 'Adamw' for model.optimizer. Did you mean AdamW",
+    ),
+    "backbone": (
+        ["fit", "-c", DIGITS, "--model", "SimCLR", "--model.backbone", "resnet_tin"],
+        "resnet_tiny",
+    ),
+    "projector": (
+        ["fit", "-c", DIGITS, "--model", "SimCLR", "--model.projector", "64--d"],
+        "'64--d'",
+    ),
+    "source": (["fit", "-c", DIGITS, "--model", "SimCLR", "--data.source", "digts"], "digits"),
+    "root": (
+        ["fit", "-c", DIGITS, "--model", "SimCLR", "--data.source", "folder", "--data.root", "no"],
+        "no",
+    ),
+    "batch larger than the set": (
+        ["fit", "-c", DIGITS, "--model", "SimCLR", "--data.batch_size", "5000"],
+        "1437",
+    ),
+    "channels": (
+        ["fit", "-c", DIGITS, "--model", "SimCLR", "--model.in_channels", "3"],
+        "Set --model.in_channels 1.",
+    ),
+    "config file": (
+        ["fit", "-c", str(CONFIGS / "data/digit.yaml"), "--model", "SimCLR"],
+        "There is no config",
+    ),
+    "checkpoint": (["test", "--ckpt_path", "no.ckpt"], "There is no checkpoint no.ckpt."),
+    "weights": (
+        ["fit", "-c", DIGITS, "--model", "SimCLR", "--model.pretrained", "no.ckpt"],
+        "There is no file of weights no.ckpt.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "said"), MISTAKES.values(), ids=MISTAKES)
+def test_mistake_ends_in_a_few_lines(
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DUALITY_SSL_DEBUG", raising=False)
+    with pytest.raises(SystemExit) as done:
+        main(words)
+    assert done.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(errors) == 1
+    assert errors[0].startswith("duality-ssl: error: ")
+    assert said in errors[0]
+    assert len(errors[0]) < 500
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+BAD_YAML = {
+    "option": ("trainer: {max_epoch: 3}", "'trainer.max_epoch' in a config. Did you mean trainer.m"),
+    "group": ("modle: {class_path: VICReg}", "Unknown option 'modle"),
+    "nested option": ("data: {view1: {scal: [0.1, 1]}}", "Did you mean data.view1.scale"),
+    "method option": (
+        "model: {class_path: VICReg, init_args: {covarance: 1}}",
+        "VICReg has no option 'covarance'. Did you mean covariance",
+    ),
+    "syntax": ("data: [1, 2", "bad.yaml is not YAML"),
+    "list": ("- 1\n- 2", "Expected bad.yaml to map options to values, but it holds list."),
+    "empty": ("", "Expected bad.yaml to map options to values, but it holds NoneType."),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), BAD_YAML.values(), ids=BAD_YAML)
+def test_bad_config_is_named(
+    content: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.yaml").write_text(content)
+    with pytest.raises(SystemExit) as done:
+        main(["fit", "--model", "VICReg", "-c", "bad.yaml"])
+    assert done.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DUALITY_SSL_DEBUG", "1")
+    with pytest.raises(FileNotFoundError, match=r"There is no checkpoint no\.ckpt"):
+        main(["test", "--ckpt_path", "no.ckpt"])
+
+
+def test_bug_is_not_passed_off_as_a_mistake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    broken = lambda *_: torch.zeros(2, 3) @ torch.zeros(2, 3)  # noqa: E731
+    monkeypatch.setattr("duality_ssl.criteria.VICReg.terms", broken)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        main(["fit", "-c", DIGITS, "--model", "VICReg", "--trainer.fast_dev_run", "true"])
+
+
+@pytest.mark.parametrize("form", ["{} {}", "{}={}"], ids=["two words", "one word"])
+def test_config_of_the_run_is_found_by_its_checkpoint(form: str, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints/last.ckpt"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    (tmp_path / "config.yaml").touch()
+    for given in (checkpoint, tmp_path):
+        words = with_config_of_run(["test", *form.format("--ckpt_path", given).split()])
+        assert words[:3] == ["test", "--config", str(tmp_path / "config.yaml")]
+        assert words[-1].endswith(str(checkpoint))
+
+
+def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["--help"])
+    assert done.value.code == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in (*method_names(), "fit", "validate", "test", "predict"))
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_help_of_a_method_documents_every_argument(
+    method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.help", method])
+    text = " ".join(capsys.readouterr().out.split())
+    entries = text.split(" --model.")[1:]
+    undocumented = [entry for entry in entries if "(type:" in entry and "] (type" in entry]
+    assert not undocumented

@@ -1,0 +1,92 @@
+"""Every config parses, says no default again, and every method trains on every offline set."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from duality_ssl import methods
+from duality_ssl.cli import main, method_names
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+METHODS = sorted(CONFIGS.glob("methods/*.yaml"))
+OFFLINE_DATA = [CONFIGS / "data/digits.yaml", CONFIGS / "data/fashion_mnist.yaml"]
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+def ids(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+def parse(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    """The resolved config, as ``--print_config`` shows it."""
+    with pytest.raises(SystemExit) as done:
+        main(["fit", *words, "--print_config"])
+    assert done.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=ids)
+def test_config_parses_and_every_value_arrives(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = parse(capsys, "--model", "VICReg", "-c", str(path))
+
+    def check(written: Any, resolved: Any) -> None:
+        if isinstance(written, dict):
+            for key, value in written.items():
+                check(value, resolved[key])
+        elif isinstance(written, str) and isinstance(resolved, str):
+            assert resolved.endswith(written)
+        else:
+            assert resolved == written or float(resolved) == float(written)
+
+    check(yaml.safe_load(path.read_text()), config)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=ids)
+def test_config_begins_with_what_it_is_for(path: Path) -> None:
+    assert path.read_text().startswith("# ")
+
+
+def test_every_method_has_a_config() -> None:
+    configured = {yaml.safe_load(path.read_text())["model"]["class_path"] for path in METHODS}
+    assert configured == set(method_names())
+
+
+@pytest.mark.parametrize("path", METHODS, ids=ids)
+def test_method_config_says_no_default_again(path: Path) -> None:
+    model = yaml.safe_load(path.read_text())["model"]
+    parameters = inspect.signature(getattr(methods, model["class_path"])).parameters
+    for name, value in model.get("init_args", {}).items():
+        assert parameters[name].default != value
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)], ids=str)
+def test_configs_merge_in_any_order(
+    order: tuple[int, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["data/digits.yaml", "methods/dcl_sq.yaml", "hardware/cpu.yaml"]
+    words = [word for i in order for word in ("-c", str(CONFIGS / files[i]))]
+    config = parse(capsys, *words)
+    assert config["model"]["class_path"] == "duality_ssl.DCL"
+    assert config["model"]["init_args"]["similarity"] == "squared"
+    assert config["model"]["init_args"]["backbone"] == "resnet_tiny"
+    assert config["trainer"]["accelerator"] == "cpu"
+    assert config["data"]["source"] == "digits"
+
+
+@pytest.mark.parametrize("data", OFFLINE_DATA, ids=ids)
+@pytest.mark.parametrize("method", METHODS, ids=ids)
+def test_every_method_trains_on_every_offline_set(
+    method: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if data.stem == "fashion_mnist" and not FASHION_MNIST.is_dir():
+        pytest.skip("needs Debian's dataset-fashion-mnist, which .ci/run installs")
+    monkeypatch.chdir(tmp_path)
+    main(
+        ["fit", "-c", str(method), "-c", str(data), "-c", str(CONFIGS / "hardware/cpu.yaml")]
+        + ["--trainer.fast_dev_run", "true", "--data.batch_size", "32"]
+    )
