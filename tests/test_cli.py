@@ -34,7 +34,10 @@ def test_fit_writes_config_events_and_checkpoints(run: Path) -> None:
     assert config["model"]["init_args"]["covariance"] == 1
     assert config["data"]["batch_size"] == 256
     assert list(run.glob("events.out.tfevents.*"))
-    assert {path.name for path in (run / "checkpoints").glob("*.ckpt")} == {"last.ckpt", "best.ckpt"}
+    assert {path.name for path in (run / "checkpoints").glob("*.ckpt")} == {
+        "last.ckpt",
+        "best.ckpt",
+    }
 
 
 def test_fit_writes_every_metric(run: Path) -> None:
@@ -215,7 +218,10 @@ def test_mistake_ends_in_a_few_lines(
 
 
 BAD_YAML = {
-    "option": ("trainer: {max_epoch: 3}", "'trainer.max_epoch' in a config. Did you mean trainer.m"),
+    "option": (
+        "trainer: {max_epoch: 3}",
+        "'trainer.max_epoch' in a config. Did you mean trainer.m",
+    ),
     "group": ("modle: {class_path: VICReg}", "Unknown option 'modle"),
     "nested option": ("data: {view1: {scal: [0.1, 1]}}", "Did you mean data.view1.scale"),
     "method option": (
@@ -250,7 +256,9 @@ def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["test", "--ckpt_path", "no.ckpt"])
 
 
-def test_bug_is_not_passed_off_as_a_mistake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_bug_is_not_passed_off_as_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     broken = lambda *_: torch.zeros(2, 3) @ torch.zeros(2, 3)  # noqa: E731
     monkeypatch.setattr("duality_ssl.criteria.VICReg.terms", broken)

@@ -87,6 +87,9 @@ def test_every_method_trains_on_every_offline_set(
         pytest.skip("needs Debian's dataset-fashion-mnist, which .ci/run installs")
     monkeypatch.chdir(tmp_path)
     main(
-        ["fit", "-c", str(method), "-c", str(data), "-c", str(CONFIGS / "hardware/cpu.yaml")]
-        + ["--trainer.fast_dev_run", "true", "--data.batch_size", "32"]
+        [
+            *("fit", "-c", str(method), "-c", str(data)),
+            *("-c", str(CONFIGS / "hardware/cpu.yaml")),
+            *("--trainer.fast_dev_run", "true", "--data.batch_size", "32"),
+        ]
     )

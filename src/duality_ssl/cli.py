@@ -6,6 +6,7 @@ import sys
 import warnings
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,7 +28,14 @@ from duality_ssl.callbacks import (
     ViewGrid,
 )
 from duality_ssl.data import SSLDataModule
-from duality_ssl.messages import check_configs, config_files, explain, refuse, sentence_of
+from duality_ssl.messages import (
+    check_configs,
+    config_files,
+    explain,
+    refuse,
+    sentence_of,
+    subclasses,
+)
 from duality_ssl.methods import JointEmbedding
 
 _DESCRIPTION = """\
@@ -38,7 +46,7 @@ Self-supervised image pretraining: contrastive and non-contrastive methods under
   duality-ssl test --ckpt_path runs/digits/VICReg/version_0/checkpoints/last.ckpt
 
 Methods: {methods}.
-What a method, the data or the trainer takes: duality-ssl fit --model.help VICReg, and fit --help."""
+What a method takes: duality-ssl fit --model.help VICReg; all the rest: duality-ssl fit --help."""
 
 _SUBCOMMANDS = {
     "fit": "Pretrain, watch the probes, write runs/EXPERIMENT/METHOD/version_N.",
@@ -62,11 +70,7 @@ _CALLBACKS = {
 
 def method_names() -> list[str]:
     """Names that ``--model`` takes, a user's own imported methods included."""
-    return sorted(cls.__name__ for cls in _subclasses(JointEmbedding))
-
-
-def _subclasses(cls: type) -> list[type]:
-    return [sub for child in cls.__subclasses__() for sub in (child, *_subclasses(child))]
+    return sorted(cls.__name__ for cls in subclasses(JointEmbedding))
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -88,19 +92,19 @@ class Command(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Take no abbreviation: a mistyped option must not set another one."""
-        return super().init_parser(
-            allow_abbrev=False, formatter_class=HelpFormatter, **kwargs
-        )
+        return super().init_parser(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
 
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
         """Say what each subcommand does here, not what the Trainer's method does."""
         super().setup_parser(*args, **kwargs)
-        for choice in self.parser._subcommands_action._choices_actions:
+        for choice in self.parser._subcommands_action._choices_actions:  # type: ignore[union-attr]
             choice.help = _SUBCOMMANDS[choice.dest]
+        # Lightning's table says every figure twice, once a loader; the evaluation says it once
+        self._subcommand_parsers["test"].set_defaults({"verbose": False})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse what `main` made of the command line; Lightning would warn of it."""
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what a run decides first, and the Trainer's many options last."""
@@ -134,7 +138,8 @@ class Command(LightningCLI):
         if config.logger in (None, True):
             kwargs["logger"] = self._loggers() if self.subcommand == "fit" else False
         if config.enable_progress_bar is not False:
-            kwargs["callbacks"] = [*(config.callbacks or []), RunProgress()]
+            # last of all: what comes after it would be taken for a wait for data
+            self.trainer_defaults["callbacks"] = [RunProgress()]
         return super().instantiate_trainer(**kwargs)
 
     def _loggers(self) -> list[TensorBoardLogger | CSVLogger]:
@@ -192,7 +197,7 @@ def with_config_of_run(words: list[str]) -> list[str]:
 
     ``--ckpt_path`` may also be the folder of a run: its last checkpoint is meant then.
     """
-    values = dict(zip(words, words[1:], strict=False))
+    values = dict(pairwise(words))
     values |= dict(word.split("=", 1) for word in words if word.startswith("--ckpt_path="))
     if "--ckpt_path" not in values:
         return words

@@ -8,7 +8,9 @@ from argparse import ArgumentParser
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -64,12 +66,14 @@ def _unknown_class(key: str, name: str, methods: Sequence[str]) -> str:
     if key == "model":
         hint = nearest(name, methods)
         return f"Unknown method {name!r}.{hint} Methods: {', '.join(methods)}."
-    known = {cls.__name__ for base in (Optimizer, LRScheduler) for cls in _subclasses(base)}
+    known = {cls.__name__ for base in (Optimizer, LRScheduler) for cls in subclasses(base)}
     return f"Unknown class {name!r} for {key}.{nearest(name, known)}"
 
 
-def _subclasses(cls: type) -> list[type]:
-    return [sub for child in cls.__subclasses__() for sub in (child, *_subclasses(child))]
+def subclasses(cls: type) -> list[type]:
+    """The subclasses of a class, theirs included."""
+    children: list[type] = cls.__subclasses__()
+    return [sub for child in children for sub in (child, *subclasses(child))]
 
 
 def _bad_value(key: str, message: str) -> str:
@@ -103,7 +107,7 @@ def check_configs(words: Sequence[str]) -> None:
 
 def config_files(words: Sequence[str]) -> list[Path]:
     """The files given as ``-c FILE``, ``--config FILE`` or ``--config=FILE``."""
-    files = [value for flag, value in zip(words, words[1:], strict=False) if flag in _CONFIG_FLAGS]
+    files = [value for flag, value in pairwise(words) if flag in _CONFIG_FLAGS]
     files += [word.partition("=")[2] for word in words if word.startswith("--config=")]
     return [Path(file) for file in files]
 
@@ -132,7 +136,7 @@ def sentence_of(error: BaseException) -> str | None:
     return None
 
 
-def refuse(sentence: str) -> None:
+def refuse(sentence: str) -> NoReturn:
     """Print the sentence as the command's one error and exit with code 2."""
     sys.stderr.write(f"duality-ssl: error: {sentence}\n")
     sys.exit(2)

@@ -1,4 +1,4 @@
-"""The methods: one LightningModule a criterion, all with the one training step of JointEmbedding."""
+"""The methods: a LightningModule for each criterion, all with JointEmbedding's training step."""
 
 import inspect
 import math
@@ -10,6 +10,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from duality_ssl import criteria
@@ -41,6 +42,8 @@ class JointEmbedding(LightningModule):
             stands for ``embedding_dim``, as in ``"8192-8192-d"``.
         embedding_dim: Dimensions D of the embeddings, the letter d of ``projector``.
         in_channels: Channels of the images, 1 for grey ones.
+        image_size: Side of the images in pixels, for a backbone whose weights depend on it: a
+            transformer at another size than its name says.
         optimizer: Builds the optimiser from parameter groups. Learning rate and weight decay are
             set here, by ``base_lr`` and ``weight_decay``, whatever the optimiser's own defaults.
         scheduler: Builds a scheduler that replaces warm-up and cosine; stepped once an epoch.
@@ -82,6 +85,7 @@ class JointEmbedding(LightningModule):
         projector: str = "8192-8192-8192",
         embedding_dim: int | None = None,
         in_channels: int = 3,
+        image_size: int | None = None,
         optimizer: OptimizerCallable = LARS,
         scheduler: LRSchedulerCallable | None = None,
         base_lr: float = 0.3,
@@ -94,25 +98,25 @@ class JointEmbedding(LightningModule):
     ) -> None:
         if not hasattr(type(self), "criterion_class"):
             raise ValueError(
-                f"Expected a method with a criterion, such as VICReg, but got {type(self).__name__}."
-                " Name one: class Mine(JointEmbedding, criterion=MyCriterion)."
+                "Expected a method with a criterion, such as VICReg, but got "
+                f"{type(self).__name__}. Name one: class Mine(JointEmbedding, criterion=Mine)."
             )
-        for name, value in (("base_lr", base_lr), ("weight_decay", weight_decay)):
+        rates = {"base_lr": base_lr, "weight_decay": weight_decay, "warmup_epochs": warmup_epochs}
+        for name, value in rates.items():
             if not value >= 0:
                 raise ValueError(f"Expected `{name}` to be at least 0, but got {value}.")
         if not 0 <= final_lr_fraction <= 1:
             raise ValueError(
                 f"Expected `final_lr_fraction` in [0, 1], but got {final_lr_fraction}."
             )
-        if not warmup_epochs >= 0:
-            raise ValueError(f"Expected `warmup_epochs` to be at least 0, but got {warmup_epochs}.")
         super().__init__()
         # a class or a function has no place in a checkpoint that loads with weights_only=True
         self.save_hyperparameters(ignore=["optimizer", "scheduler"])
         self.criterion = self.criterion_class(**criterion_args)
-        self.backbone = create_backbone(backbone, in_channels=in_channels)
-        self.projector = create_projector(projector, self.backbone.num_features, embedding_dim)
-        self.embedding_dim: int = self.projector[-1].out_features
+        self.backbone = create_backbone(backbone, in_channels, image_size)
+        num_features: int = self.backbone.num_features  # type: ignore[assignment]
+        self.projector = create_projector(projector, num_features, embedding_dim)
+        self.embedding_dim: int = self.projector[-1].out_features  # type: ignore[assignment]
         self.in_channels = in_channels
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -181,7 +185,7 @@ class JointEmbedding(LightningModule):
         """Features, embeddings and labels of one un-augmented view, for the callbacks."""
         return self._represent(batch)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Scale the learning rate to the global batch; warm up, then follow a cosine per step."""
         total_steps = self._total_steps()
         global_batch = self._global_batch()
@@ -193,12 +197,15 @@ class JointEmbedding(LightningModule):
         optimizer = self.optimizer(groups)
         _warn_of_replaced_lr(optimizer, lr)
         if self.scheduler is not None:
-            scheduler = {"scheduler": self.scheduler(optimizer), "interval": "epoch"}
+            schedule, interval = self.scheduler(optimizer), "epoch"
         else:
             warmup = self._warmup_steps(total_steps)
             schedule = warmup_cosine(optimizer, warmup, total_steps, self.final_lr_fraction)
-            scheduler = {"scheduler": schedule, "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+            interval = "step"
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": interval},
+        }
 
     def _total_steps(self) -> int:
         total = self.trainer.estimated_stepping_batches
@@ -214,7 +221,7 @@ class JointEmbedding(LightningModule):
             self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         )
         steps = round(self.warmup_epochs * per_epoch)
-        if steps >= total_steps and not self.trainer.fast_dev_run:
+        if steps >= total_steps and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_warn(
                 f"The warm-up of {self.warmup_epochs:g} epochs ({steps} steps) is as long as the "
                 f"whole training ({total_steps} steps): the learning rate never reaches its cosine."
@@ -261,7 +268,8 @@ def _documented_arguments(cls: type) -> str:
 def _warn_of_replaced_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Say so when the optimiser was given a learning rate of its own, which is not used."""
     given = optimizer.defaults.get("lr")
-    default = inspect.signature(type(optimizer)).parameters["lr"].default
+    signature = inspect.signature(type(optimizer)).parameters
+    default = signature["lr"].default if "lr" in signature else given
     if isinstance(default, float) and given != default:
         rank_zero_warn(
             f"The optimiser's own lr {given:g} is replaced by {lr:g}. Set --model.base_lr instead."

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -17,9 +18,9 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
 
     Args:
         backbone: The network to fill, in place.
-        path: A checkpoint (``.ckpt``), or a state dict as ``.pt``, ``.pth`` or ``.safetensors``. Its
-            keys are the backbone's, bare or behind ``backbone.`` or ``module.``; what else the file
-            holds (a classifier, a projector) is left out and counted.
+        path: A checkpoint (``.ckpt``), or a state dict (``.pt``, ``.pth``, ``.safetensors``). Its
+            keys are the backbone's, bare or behind ``backbone.`` or ``module.``; what else the
+            file holds (a classifier, a projector) is left out and counted.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -38,8 +39,8 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
     missing = [key for key in wanted if key not in found]
     if missing:
         raise ValueError(
-            f"Expected {path} to hold the {len(wanted)} tensors of the backbone, but {len(missing)} "
-            f"are missing, {missing[0]} first. Is it another backbone's?"
+            f"Expected {path} to hold the {len(wanted)} tensors of the backbone, but "
+            f"{len(missing)} are missing, {missing[0]} first. Is it another backbone's?"
         )
     for key, tensor in wanted.items():
         if found[key].shape != tensor.shape:
@@ -59,6 +60,7 @@ def _below(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    content: Any
     try:
         if path.suffix == ".safetensors":
             content = load_file(path)

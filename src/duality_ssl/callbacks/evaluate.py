@@ -12,6 +12,8 @@ from torch import Tensor
 from duality_ssl.callbacks.outputs import OutputStore, output_folder, write_atomically
 from duality_ssl.evaluation import evaluate
 
+_SAID = ("linear_top1", "knn_top1", "few_label_top1", "rankme")
+
 
 class OfflineEvaluation(Callback):
     """Evaluates frozen features when ``trainer.test`` ends and writes ``evaluation.json``.
@@ -95,7 +97,8 @@ class OfflineEvaluation(Callback):
         record = {**results, **self._facts(trainer, pl_module, train, val)}
         content = json.dumps(record, indent=2) + "\n"
         write_atomically(path, lambda file: file.write(content.encode()))
-        rank_zero_info(f"Wrote {path}.")
+        figures = (f"{name} {results[name]:.4g}" for name in _SAID if name in results)
+        rank_zero_info(f"{', '.join(figures)}. Wrote {path}.")
 
     def _facts(
         self,

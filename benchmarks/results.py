@@ -1,0 +1,180 @@
+"""Run the experiments of docs/results.md and write their tables there and into README.md.
+
+    python benchmarks/results.py digits fashion_mnist
+
+Each row is two commands, ``duality-ssl fit`` and ``duality-ssl test``, with nothing but the configs
+of this repository; its figures are read from the files that they write. ``--render`` writes the
+tables again from the figures at hand.
+"""
+
+import argparse
+import csv
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+FIGURES = ROOT / "docs" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+ROWS = {
+    "digits": [path.stem for path in sorted(CONFIGS.glob("methods/*.yaml"))],
+    "fashion_mnist": ["vicreg", "simclr"],
+}
+LABELS = {
+    "simclr": "SimCLR",
+    "simclr_sq": "SimCLR-sq",
+    "simclr_abs": "SimCLR-abs",
+    "simclr_a": "SimCLR A",
+    "simclr_b": "SimCLR B",
+    "dcl": "DCL",
+    "dcl_sq": "DCL-sq",
+    "dcl_abs": "DCL-abs",
+    "spectral_contrastive": "Spectral contrastive",
+    "vicreg": "VICReg",
+    "vicreg_exp": "VICReg-exp",
+    "vicreg_ctr": "VICReg-ctr",
+    "barlow_twins": "Barlow Twins",
+    "tcr": "TCR",
+    "untrained": "*untrained network*",
+    "pixels": "*raw pixels*",
+}
+
+
+def command(*words: str) -> None:
+    """Run ``duality-ssl`` in the repository's folder."""
+    subprocess.run([sys.executable, "-m", "duality_ssl", *words], cwd=ROOT, check=True)
+
+
+def pretrained(data: str, method: str, seed: int) -> dict[str, Any]:
+    """Pretrain and evaluate one method: its time, its online probe, its evaluation."""
+    experiment = f"results_{data}"
+    configs = ["-c", f"configs/data/{data}.yaml", "-c", f"configs/methods/{method}.yaml"]
+    started = time.perf_counter()
+    command("fit", *configs, "--experiment", experiment, "--seed_everything", str(seed))
+    seconds = time.perf_counter() - started
+    run = max(
+        (ROOT / "runs" / experiment).glob("*/version_*"), key=lambda path: path.stat().st_mtime
+    )
+    command("test", "--ckpt_path", str(run))
+    with (run / "metrics.csv").open() as file:
+        online = [
+            float(row["val/probe_top1"]) for row in csv.DictReader(file) if row["val/probe_top1"]
+        ]
+    evaluation = json.loads((run / "checkpoints" / "evaluation.json").read_text())
+    return {"seconds": seconds, "online_top1": online[-1], **evaluation}
+
+
+def untrained(data: str, seed: int) -> dict[str, Any]:
+    """Evaluate the network as it was drawn."""
+    folder = ROOT / "runs" / f"results_{data}" / "untrained"
+    words = ["--model", "VICReg", "--seed_everything", str(seed)]
+    folder_words = ["--trainer.default_root_dir", str(folder)]
+    command("test", "-c", f"configs/data/{data}.yaml", *words, *folder_words)
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def pixels(data: str, seed: int) -> dict[str, Any]:
+    """Evaluate the images themselves, as long vectors."""
+    import torch
+    import yaml
+
+    from duality_ssl.data import SSLDataModule
+    from duality_ssl.evaluation import evaluate
+
+    options = yaml.safe_load((CONFIGS / "data" / f"{data}.yaml").read_text())["data"]
+    options = {name: options[name] for name in ("source", "subset") if name in options}
+    datamodule = SSLDataModule(**options, seed=seed)
+    datamodule.setup("test")
+    sets = []
+    for loader in datamodule.test_dataloader():
+        batches = [datamodule.on_after_batch_transfer(batch, 0) for batch in loader]
+        sets.append(torch.cat([images[0].flatten(1) for images, _ in batches]))
+        sets.append(torch.cat([labels for _, labels in batches]))
+    return evaluate(*sets)
+
+
+def run(data: str, seed: int) -> None:
+    """Run every row of one table; each figure is kept as soon as it is there."""
+    import torch
+
+    machine = {
+        "machine": f"{torch.get_num_threads()} threads, {processor()}",
+        "torch": torch.__version__,
+    }
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for row in [*ROWS[data], "untrained", "pixels"]:
+        if row in ("untrained", "pixels"):
+            figures = {"untrained": untrained, "pixels": pixels}[row](data, seed)
+        else:
+            figures = pretrained(data, row, seed)
+        rows.append({"row": row, "seed": seed, **machine, **figures})
+        lines = "".join(json.dumps(line) + "\n" for line in rows)
+        (FIGURES / f"{data}.jsonl").write_text(lines)
+
+
+def processor() -> str:
+    """The processor's name as the system has it."""
+    info = Path("/proc/cpuinfo")
+    names = info.read_text().splitlines() if info.is_file() else []
+    found = [line.partition(":")[2].strip() for line in names if line.startswith("model name")]
+    return found[0] if found else platform.processor() or platform.machine()
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """Render figures as a Markdown table; percent, and seconds of the whole ``fit`` command."""
+    rows = list(rows)
+    header = ["", "time", "online", "linear", "5 labels a class", "5-NN", "RankMe"]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for row in rows:
+        few = f"{100 * row['few_label_top1']:.1f} ± {100 * row['few_label_std']:.1f}"
+        lines.append(
+            [
+                LABELS[row["row"]],
+                f"{row['seconds']:.0f} s" if "seconds" in row else "",
+                percent(row.get("online_top1")),
+                percent(row["linear_top1"]),
+                few,
+                percent(row["knn_top1"]),
+                f"{row['rankme']:.0f}",
+            ]
+        )
+    note = f"Seed {rows[0]['seed']}, {rows[0]['machine']}, torch {rows[0]['torch']}."
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{note}"
+
+
+def percent(fraction: float | None) -> str:
+    """One decimal, or nothing."""
+    return "" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def render() -> None:
+    """Write each table between its two markers, on every page that has them."""
+    for figures in sorted(FIGURES.glob("*.jsonl")):
+        rows = [json.loads(line) for line in figures.read_text().splitlines()]
+        begin, end = f"<!-- table {figures.stem} -->", f"<!-- end {figures.stem} -->"
+        for page in PAGES:
+            text = page.read_text()
+            if begin in text:
+                head, _, rest = text.partition(begin)
+                page.write_text(f"{head}{begin}\n{table(rows)}\n{end}{rest.partition(end)[2]}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("tables", nargs="*", choices=[*ROWS, []], help=f"any of {', '.join(ROWS)}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--render", action="store_true", help="run nothing, write the tables")
+    args = parser.parse_args()
+    if not args.render:
+        for name in args.tables or ROWS:
+            run(name, args.seed)
+    render()

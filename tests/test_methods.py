@@ -1,0 +1,265 @@
+"""The one training step, the learning rate's scaling, and the methods' arguments."""
+
+import inspect
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import LightningDataModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from duality_ssl import criteria, methods
+from duality_ssl.criteria import Criterion
+from duality_ssl.methods import JointEmbedding, SimCLR, VICReg
+
+METHODS = [
+    getattr(methods, name) for name in criteria.__all__ if name[0].isupper() and name != "Criterion"
+]
+SMALL: dict[str, Any] = {"backbone": "resnet_tiny", "projector": "32-16", "in_channels": 1}
+
+
+class Noise(LightningDataModule):
+    """Two views of noise, as batches of the real data module are."""
+
+    def __init__(self, batch_size: int = 4, batches: int = 3, channels: int = 1) -> None:
+        super().__init__()
+        self.batch_size, self.batches, self.channels = batch_size, batches, channels
+
+    def train_dataloader(self) -> DataLoader:
+        generator = torch.Generator().manual_seed(0)
+        views = torch.randn(
+            2, self.batches, self.batch_size, self.channels, 8, 8, generator=generator
+        )
+        labels = torch.zeros(self.batch_size, dtype=torch.long)
+        batches = [([x1, x2], labels) for x1, x2 in zip(*views, strict=True)]
+        return DataLoader(batches, batch_size=None)
+
+
+def trainer(**options: Any) -> Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return Trainer(
+        accelerator="cpu", enable_model_summary=False, **quiet, **{"max_epochs": 1, **options}
+    )
+
+
+def make(method: type[JointEmbedding] = VICReg, **options: Any) -> JointEmbedding:
+    torch.manual_seed(0)
+    return method(**{**SMALL, "warmup_epochs": 0, **options})
+
+
+def batch(n: int = 6) -> tuple[list[Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return list(torch.randn(2, n, 1, 8, 8, generator=generator)), torch.arange(n)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_method_takes_its_criterions_arguments_with_their_defaults(
+    method: type[JointEmbedding],
+) -> None:
+    arguments = inspect.signature(method).parameters
+    criterion = getattr(criteria, method.__name__)
+    for name, parameter in inspect.signature(criterion).parameters.items():
+        assert arguments[name].default == parameter.default
+        assert arguments[name].annotation == parameter.annotation
+    shared = [*inspect.signature(JointEmbedding.__init__).parameters][1:-1]
+    assert set(arguments) == {*shared, *inspect.signature(criterion).parameters}
+    assert isinstance(make(method).criterion, criterion)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_step_is_the_criterion_of_the_projected_features(method: type[JointEmbedding]) -> None:
+    model = make(method)
+    (x1, x2), labels = batch()
+    outputs = model.training_step(([x1, x2], labels), 0)
+    z1, z2 = (model.projector(model.backbone(x)) for x in (x1, x2))
+    torch.testing.assert_close(outputs["loss"], model.criterion(z1, z2)["loss"])
+    torch.testing.assert_close(outputs["embeddings"], (z1.detach(), z2.detach()))
+    assert torch.equal(outputs["labels"], labels)
+    kept = [*outputs["features"], *outputs["embeddings"], *outputs["gathered"]]
+    assert not any(tensor.requires_grad for tensor in kept)
+    assert outputs["loss"].requires_grad
+
+
+def test_joint_forward_shares_batch_statistics() -> None:
+    separate, joint = make(), make(joint_forward=True)
+    joint.load_state_dict(separate.state_dict())
+    views, labels = batch()
+    views = [views[0], views[1] + 3]
+    expected = joint.projector(joint.backbone(torch.cat(views))).chunk(2)
+    torch.testing.assert_close(joint.training_step((views, labels), 0)["embeddings"], expected)
+    ours = separate.training_step((views, labels), 0)["embeddings"]
+    assert not torch.allclose(ours[1], expected[1], atol=1e-2)
+
+
+def test_joint_forward_is_the_same_without_batch_statistics() -> None:
+    separate, joint = make().eval(), make(joint_forward=True).eval()
+    joint.load_state_dict(separate.state_dict())
+    outputs = [model.training_step(batch(), 0) for model in (separate, joint)]
+    torch.testing.assert_close(outputs[0]["embeddings"], outputs[1]["embeddings"])
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "expected"), [(4, 1, 4), (8, 1, 8), (4, 3, 12)], ids=str
+)
+def test_learning_rate_scales_with_the_global_batch_and_is_said(
+    batch_size: int, accumulate: int, expected: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make(base_lr=0.5)
+    caplog.set_level(logging.INFO)
+    logging.getLogger("lightning.pytorch").propagate = True
+    fit = trainer(accumulate_grad_batches=accumulate, max_steps=1)
+    fit.fit(model, datamodule=Noise(batch_size))
+    groups = fit.optimizers[0].param_groups
+    assert [group["initial_lr"] for group in groups] == [0.5 * expected / 256] * 2
+    assert f"base_lr 0.5 x global batch {expected} / 256" in caplog.text
+
+
+def test_learning_rate_warms_up_then_follows_the_cosine_per_step() -> None:
+    rates: list[float] = []
+
+    class Watched(VICReg, criterion=criteria.VICReg):
+        def on_train_batch_end(self, *_: Any) -> None:
+            rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    torch.manual_seed(0)
+    model = Watched(**SMALL, base_lr=64.0, warmup_epochs=1, final_lr_fraction=0.1)
+    trainer(max_epochs=3).fit(model, datamodule=Noise(4, 4))
+    # after step k the rate is that of step k + 1, of 4 of warm-up and 12 together
+    warmup = [1 / 3, 2 / 3, 1.0]
+    cosine = [0.1 + 0.9 * (1 + math.cos(math.pi * k / 8)) / 2 for k in range(9)]
+    assert rates == pytest.approx(warmup + cosine)
+
+
+def test_biases_and_norms_are_neither_decayed_nor_adapted() -> None:
+    model = make(weight_decay=0.1)
+    fit = trainer(max_steps=1)
+    fit.fit(model, datamodule=Noise())
+    decayed, rest = fit.optimizers[0].param_groups
+    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
+    assert (decayed["adapt"], rest["adapt"]) == (True, False)
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert all(p.ndim == 1 for p in rest["params"])
+    together = sum(p.numel() for group in (decayed, rest) for p in group["params"])
+    assert together == sum(p.numel() for p in model.parameters())
+
+
+def test_optimiser_of_ones_own_is_injected_and_its_lr_replaced_with_a_word() -> None:
+    model = make(optimizer=lambda groups: torch.optim.SGD(groups, lr=7.0, momentum=0.9))
+    fit = trainer(max_steps=1)
+    with pytest.warns(UserWarning, match=r"own lr 7 is replaced by 0\.0046875"):
+        fit.fit(model, datamodule=Noise())
+    assert isinstance(fit.optimizers[0], torch.optim.SGD)
+    assert fit.optimizers[0].param_groups[0]["momentum"] == 0.9
+
+
+def test_scheduler_of_ones_own_is_stepped_once_an_epoch() -> None:
+    halve = lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)  # noqa: E731
+    model = make(scheduler=halve, base_lr=64.0)
+    fit = trainer(max_epochs=3)
+    fit.fit(model, datamodule=Noise(4))
+    assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.125)
+
+
+def test_warmup_as_long_as_the_run_is_said() -> None:
+    model = make(warmup_epochs=10)
+    with pytest.warns(UserWarning, match=r"warm-up of 10 epochs \(30 steps\).*training \(3 steps"):
+        trainer().fit(model, datamodule=Noise())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"base_lr": -1}, "Expected `base_lr` to be at least 0, but got -1"),
+        ({"base_lr": math.nan}, "Expected `base_lr` to be at least 0, but got nan"),
+        ({"weight_decay": -0.1}, "Expected `weight_decay`"),
+        ({"warmup_epochs": -1}, "Expected `warmup_epochs`"),
+        ({"final_lr_fraction": 2}, r"Expected `final_lr_fraction` in \[0, 1\], but got 2"),
+        ({"backbone": "resnet_tinny"}, "resnet_tiny"),
+        ({"projector": "8192--d"}, "8192--d"),
+        ({"in_channels": 0}, "in_channels"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_bad_argument_is_named(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make(**options)
+
+
+def test_unknown_argument_is_refused() -> None:
+    with pytest.raises(TypeError, match="temperature"):
+        make(VICReg, temperature=0.1)
+
+
+def test_base_class_has_no_criterion() -> None:
+    with pytest.raises(ValueError, match="Expected a method with a criterion, such as VICReg"):
+        JointEmbedding()
+
+
+def test_channels_of_the_data_must_be_the_backbones() -> None:
+    with pytest.raises(ValueError, match=r"the data has 3\. Set --model\.in_channels 3"):
+        trainer().fit(make(), datamodule=Noise(channels=3))
+
+
+def test_no_end_of_training_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Set --trainer\.max_epochs or --trainer\.max_steps"):
+        trainer(max_epochs=-1).fit(make(), datamodule=Noise())
+
+
+def test_method_of_ones_own_is_a_criterion_and_a_name() -> None:
+    class Distance(Criterion):
+        """Mean squared distance of the views, times a weight.
+
+        Args:
+            weight: Of the distance.
+        """
+
+        def __init__(self, weight: float = 2.0) -> None:
+            super().__init__()
+            self.weight = weight
+
+        def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
+            return {"loss": self.weight * nn.functional.mse_loss(z1, z2)}
+
+    class Close(JointEmbedding, criterion=Distance):
+        """Views close together."""
+
+    model = make(Close, weight=3.0)
+    z1, z2 = model.training_step(batch(), 0)["embeddings"]
+    expected = 3 * (z1 - z2).square().mean()
+    torch.testing.assert_close(model.criterion(z1, z2)["loss"], expected)
+    assert "weight: Of the distance." in (Close.__init__.__doc__ or "")
+
+
+def test_training_learns() -> None:
+    """Views that are the same image up to noise: SimCLR's loss falls well under its start."""
+    losses: list[float] = []
+
+    class Watched(SimCLR, criterion=criteria.SimCLR):
+        def on_train_batch_end(self, outputs: dict[str, Tensor], *_: Any) -> None:
+            losses.append(float(outputs["loss"]))
+
+    class Pairs(Noise):
+        def train_dataloader(self) -> DataLoader:
+            x = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+            noise = 0.1 * torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+            return DataLoader([([x, x + noise], torch.zeros(64).long())] * 20, batch_size=None)
+
+    torch.manual_seed(0)
+    model = Watched(**SMALL, warmup_epochs=0, base_lr=0.02, optimizer=torch.optim.AdamW)
+    trainer().fit(model, datamodule=Pairs(64, 20))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_checkpoint_restores_the_model(tmp_path: Path) -> None:
+    model = make(VICReg, covariance=4)
+    fit = trainer(max_steps=1)
+    fit.fit(model, datamodule=Noise())
+    fit.save_checkpoint(tmp_path / "model.ckpt")
+    restored = VICReg.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    assert restored.criterion.covariance == 4
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(restored.state_dict()[name], tensor)
