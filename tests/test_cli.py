@@ -297,3 +297,27 @@ def test_help_of_a_method_documents_every_argument(
     entries = text.split(" --model.")[1:]
     undocumented = [entry for entry in entries if "(type:" in entry and "] (type" in entry]
     assert not undocumented
+
+
+@pytest.mark.filterwarnings("ignore")  # bolts warns of itself, its dependencies and its age
+def test_optimiser_and_schedule_of_bolts_can_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bolts.yaml").write_text(
+        """
+model:
+  init_args:
+    optimizer: {class_path: pl_bolts.optimizers.LARS, init_args: {lr: 0.1, momentum: 0.9}}
+    scheduler:
+      class_path: pl_bolts.optimizers.LinearWarmupCosineAnnealingLR
+      init_args: {warmup_epochs: 1, max_epochs: 2}
+"""
+    )
+    short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
+    main(["fit", "-c", DIGITS, "-c", "bolts.yaml", "--model", "VICReg", *short])
+    config = yaml.safe_load(Path("runs/digits/VICReg/version_0/config.yaml").read_text())
+    model = config["model"]["init_args"]
+    assert model["optimizer"]["class_path"] == "pl_bolts.optimizers.LARS"
+    state = torch.load("runs/digits/VICReg/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert "momentum_buffer" in state["optimizer_states"][0]["state"][0]

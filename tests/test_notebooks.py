@@ -1,4 +1,4 @@
-"""Every notebook runs in a fresh kernel, leaves the maths to the package, and asserts what it says."""
+"""Notebooks run in a fresh kernel, leave the maths to the package and assert what they say."""
 
 import ast
 import re
