@@ -1,6 +1,7 @@
 """Run the experiments of docs/results.md and write their tables there and into README.md.
 
     python benchmarks/results.py digits fashion_mnist
+    python benchmarks/results.py digits --rows vicreg simclr
 
 Each row is two commands, ``duality-ssl fit`` and ``duality-ssl test``, with nothing but the configs
 of this repository; its figures are read from the files that they write. ``--render`` writes the
@@ -99,8 +100,8 @@ def pixels(data: str, seed: int) -> dict[str, Any]:
     return evaluate(*sets)
 
 
-def run(data: str, seed: int) -> None:
-    """Run every row of one table; each figure is kept as soon as it is there."""
+def run(data: str, rows: list[str], seed: int) -> None:
+    """Run rows of one table; each figure is kept as soon as it is there, the others stay."""
     import torch
 
     machine = {
@@ -108,15 +109,21 @@ def run(data: str, seed: int) -> None:
         "torch": torch.__version__,
     }
     FIGURES.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for row in [*ROWS[data], "untrained", "pixels"]:
+    path = FIGURES / f"{data}.jsonl"
+    table = [*ROWS[data], "untrained", "pixels"]
+    kept = {line["row"]: line for line in read(path)} if path.is_file() else {}
+    for row in [name for name in table if name in rows] if rows else table:
         if row in ("untrained", "pixels"):
             figures = {"untrained": untrained, "pixels": pixels}[row](data, seed)
         else:
             figures = pretrained(data, row, seed)
-        rows.append({"row": row, "seed": seed, **machine, **figures})
-        lines = "".join(json.dumps(line) + "\n" for line in rows)
-        (FIGURES / f"{data}.jsonl").write_text(lines)
+        kept[row] = {"row": row, "seed": seed, **machine, **figures}
+        path.write_text("".join(json.dumps(kept[name]) + "\n" for name in table if name in kept))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The figures of one table, a row a line."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def processor() -> str:
@@ -157,7 +164,7 @@ def percent(fraction: float | None) -> str:
 def render() -> None:
     """Write each table between its two markers, on every page that has them."""
     for figures in sorted(FIGURES.glob("*.jsonl")):
-        rows = [json.loads(line) for line in figures.read_text().splitlines()]
+        rows = read(figures)
         begin, end = f"<!-- table {figures.stem} -->", f"<!-- end {figures.stem} -->"
         for page in PAGES:
             text = page.read_text()
@@ -171,10 +178,11 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("tables", nargs="*", choices=[*ROWS, []], help=f"any of {', '.join(ROWS)}")
+    parser.add_argument("--rows", nargs="+", default=[], help="only these rows, such as vicreg tcr")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--render", action="store_true", help="run nothing, write the tables")
     args = parser.parse_args()
     if not args.render:
         for name in args.tables or ROWS:
-            run(name, args.seed)
+            run(name, args.rows, args.seed)
     render()

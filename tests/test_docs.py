@@ -109,6 +109,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         both = ["--probe.representations", "[backbone,projector]"]
         words = ["fit", "-c", "configs/data/digits.yaml", "--model", "VICReg", *both]
         main([*shortened(words), "--trainer.log_every_n_steps", "1"])
+        main(["predict", "--ckpt_path", str(RUN)])
     return folder
 
 
@@ -260,9 +261,35 @@ TRIED_BY: dict[str, Callable[[list[str]], None]] = {
 
 @pytest.mark.parametrize("text", sorted(COMMANDS.keys() - OWN.keys()))
 def test_command(text: str, workspace: Path) -> None:
-    words = COMMANDS[text]
-    assert words[0] in TRIED_BY, f"Nobody knows how to try {text!r}: say how in TRIED_BY."
+    try_command(COMMANDS[text])
+
+
+def try_command(words: list[str]) -> None:
+    assert words[0] in TRIED_BY, f"Nobody knows how to try `{words[0]}`: say how in TRIED_BY."
     TRIED_BY[words[0]](words[1:])
+
+
+LAUNCHED = "duality-ssl fit -c configs/hardware/multi_node.yaml --model VICReg"
+WRONG = {
+    "unknown command": "curl https://example.org",
+    "target": "make dmeo",
+    "method": "duality-ssl fit -c configs/data/digits.yaml --model VicReg",
+    "config": "duality-ssl fit -c configs/data/digit.yaml --model VICReg",
+    "option that needs a GPU": "duality-ssl fit -c configs/hardware/gpu.yaml --modle VICReg",
+    "checkpoint": "duality-ssl test --ckpt_path runs/none",
+    "method in make": "make fit ARGS='-c configs/data/digits.yaml --model VicReg'",
+    "script": "python benchmarks/result.py",
+    "option of a script": "python benchmarks/results.py --rendre",
+    "extra": "pip install -e .[bolt]",
+    "processes": f"srun --nodes 2 --ntasks-per-node 4 --gpus-per-node 4 {LAUNCHED}",
+    "nodes": "torchrun --nnodes 4 --nproc_per_node 8 -m duality_ssl " + LAUNCHED.partition(" ")[2],
+}
+
+
+@pytest.mark.parametrize("text", WRONG.values(), ids=WRONG)
+def test_wrong_command_is_noticed(text: str, workspace: Path) -> None:
+    with pytest.raises((AssertionError, SystemExit, subprocess.CalledProcessError)):
+        try_command(shlex.split(text))
 
 
 @of("yaml")

@@ -263,3 +263,9 @@ def test_checkpoint_restores_the_model(tmp_path: Path) -> None:
     assert restored.criterion.covariance == 4
     for name, tensor in model.state_dict().items():
         assert torch.equal(restored.state_dict()[name], tensor)
+
+
+def test_transformer_at_another_size_than_its_name_says() -> None:
+    model = make(backbone="vit_tiny_patch16_224", image_size=32)
+    images = torch.randn(2, 1, 32, 32)
+    assert model(images).shape == (2, model.backbone.num_features)
