@@ -35,10 +35,11 @@ clean:  ## remove the environment, caches and build products, never runs/
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv/bin/python:
-	$(PYTHON) -m venv .venv
+.venv/created:
+	$(PYTHON) -m venv --clear .venv
+	@touch $@
 
-.venv/installed: pyproject.toml | .venv/bin/python
+.venv/installed: pyproject.toml | .venv/created
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 

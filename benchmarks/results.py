@@ -54,14 +54,13 @@ def command(*words: str) -> None:
 
 def pretrained(data: str, method: str, seed: int) -> dict[str, Any]:
     """Pretrain and evaluate one method: its time, its online probe, its evaluation."""
-    experiment = f"results_{data}"
+    experiment = f"results_{data}/{method}"
     configs = ["-c", f"configs/data/{data}.yaml", "-c", f"configs/methods/{method}.yaml"]
     started = time.perf_counter()
     command("fit", *configs, "--experiment", experiment, "--seed_everything", str(seed))
     seconds = time.perf_counter() - started
-    run = max(
-        (ROOT / "runs" / experiment).glob("*/version_*"), key=lambda path: path.stat().st_mtime
-    )
+    runs = (ROOT / "runs" / experiment).glob("*/version_*")
+    run = max(runs, key=lambda path: int(path.name.rpartition("_")[2]))
     command("test", "--ckpt_path", str(run))
     with (run / "metrics.csv").open() as file:
         online = [
@@ -81,23 +80,26 @@ def untrained(data: str, seed: int) -> dict[str, Any]:
 
 
 def pixels(data: str, seed: int) -> dict[str, Any]:
-    """Evaluate the images themselves, as long vectors."""
+    """Evaluate the images themselves, as they are stored, as long vectors."""
     import torch
     import yaml
 
-    from duality_ssl.data import SSLDataModule
+    from duality_ssl.data import SSLDataModule, create_source
     from duality_ssl.evaluation import evaluate
 
     options = yaml.safe_load((CONFIGS / "data" / f"{data}.yaml").read_text())["data"]
     options = {name: options[name] for name in ("source", "subset") if name in options}
-    datamodule = SSLDataModule(**options, seed=seed)
+    size = create_source(options["source"]).load("val").images.shape[-1]
+    datamodule = SSLDataModule(**options, image_size=size, seed=seed)
     datamodule.setup("test")
     sets = []
     for loader in datamodule.test_dataloader():
         batches = [datamodule.on_after_batch_transfer(batch, 0) for batch in loader]
         sets.append(torch.cat([images[0].flatten(1) for images, _ in batches]))
         sets.append(torch.cat([labels for _, labels in batches]))
-    return evaluate(*sets)
+    figures = evaluate(*sets)
+    del figures["rankme"]  # that of the other rows is the embeddings'
+    return figures
 
 
 def run(data: str, rows: list[str], seed: int) -> None:
@@ -149,7 +151,7 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
                 percent(row["linear_top1"]),
                 few,
                 percent(row["knn_top1"]),
-                f"{row['rankme']:.0f}",
+                f"{row['rankme']:.0f}" if "rankme" in row else "",
             ]
         )
     note = f"Seed {rows[0]['seed']}, {rows[0]['machine']}, torch {rows[0]['torch']}."
@@ -166,7 +168,7 @@ def render() -> None:
     for figures in sorted(FIGURES.glob("*.jsonl")):
         rows = read(figures)
         begin, end = f"<!-- table {figures.stem} -->", f"<!-- end {figures.stem} -->"
-        for page in PAGES:
+        for page in filter(Path.is_file, PAGES):
             text = page.read_text()
             if begin in text:
                 head, _, rest = text.partition(begin)
@@ -177,11 +179,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("tables", nargs="*", choices=[*ROWS, []], help=f"any of {', '.join(ROWS)}")
+    parser.add_argument("tables", nargs="*", help=f"any of {', '.join(ROWS)}; all by default")
     parser.add_argument("--rows", nargs="+", default=[], help="only these rows, such as vicreg tcr")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--render", action="store_true", help="run nothing, write the tables")
     args = parser.parse_args()
+    if unknown := {*args.tables} - {*ROWS}:
+        parser.error(f"expected tables of {', '.join(ROWS)}, but got {', '.join(unknown)}")
     if not args.render:
         for name in args.tables or ROWS:
             run(name, args.rows, args.seed)

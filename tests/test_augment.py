@@ -3,6 +3,7 @@
 import itertools
 import warnings
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from duality_ssl.data import SSLDataModule, View, transforms
+from duality_ssl.data import SSLDataModule, View, ViewChanges, transforms
 from duality_ssl.data.augment import Augmentation, Draws, draw
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0}  # the issue asks for 1e-3
@@ -259,11 +260,15 @@ def test_boxes_fall_back_to_the_centre(size: tuple[int, int]) -> None:
     ("arguments", "message"),
     [
         ({"flip": 1.5}, r"`flip` to be a probability in \[0, 1\], but got 1.5"),
-        ({"contrast": -1}, "`contrast` to be 0 or more, but got -1"),
+        ({"contrast": -1}, "`contrast` to be finite and 0 or more, but got -1"),
+        ({"brightness": float("nan")}, "`brightness` to be finite and 0 or more, but got nan"),
+        ({"saturation": float("inf")}, "`saturation` to be finite and 0 or more, but got inf"),
+        ({"sigma": (0.1, float("inf"))}, r"`sigma` to be a finite range .* but got \(0.1, inf\)"),
+        ({"ratio": (float("nan"), 1)}, r"`ratio` to be a finite range .* but got \(nan, 1\)"),
         ({"hue": 0.7}, r"`hue` to be in \[0, 0.5\] turns, but got 0.7"),
-        ({"scale": (0.5, 0.2)}, r"`scale` to be a range .* but got \(0.5, 0.2\)"),
-        ({"scale": (0.5, 1.2)}, r"`scale` to be a range .* but got \(0.5, 1.2\)"),
-        ({"sigma": (0, 2)}, r"`sigma` to be a range .* but got \(0, 2\)"),
+        ({"scale": (0.5, 0.2)}, r"`scale` to be a finite range .* but got \(0.5, 0.2\)"),
+        ({"scale": (0.5, 1.2)}, r"`scale` to be a finite range .* but got \(0.5, 1.2\)"),
+        ({"sigma": (0, 2)}, r"`sigma` to be a finite range .* but got \(0, 2\)"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -289,16 +294,64 @@ def parse(*arguments: str) -> SSLDataModule:
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_parse_and_say_only_what_differs(recipe: Path) -> None:
-    assert all(isinstance(view, View) for view in parse("-c", str(recipe)).views)
-    for view in filter(None, yaml.safe_load(recipe.read_text())["data"].values()):
-        assert all(getattr(View(), name) != value for name, value in view.items())
+    views = parse("-c", str(recipe)).views
+    assert all(isinstance(view, View) for view in views)
+    written = yaml.safe_load(recipe.read_text())["data"]
+    assert views[0] == View(**written["view1"])
+    assert views[1] == ViewChanges(**written["view2"]).of(views[0])
 
 
 def test_recipes_can_be_changed_on_the_command_line() -> None:
-    recipes = [f"-c={RECIPES / name}.yaml" for name in ("symmetric", "asymmetric")]
-    view1, view2 = parse(*recipes, "--data.view2.scale=[0.2, 1]", "--data.view1.blur=0.7").views
-    assert (view1.blur, view1.solarize, view1.hue) == (0.7, 0.0, 0.2)
-    assert (view2.blur, view2.solarize, view2.scale) == (0.1, 0.2, (0.2, 1.0))
+    changes = ["--data.view2.scale=[0.2, 1]", "--data.view1.blur=0.7", "--data.view1.hue=0.3"]
+    view1, view2 = parse("-c", str(RECIPES / "asymmetric.yaml"), *changes).views
+    assert (view1.blur, view1.solarize, view1.hue) == (0.7, 0.0, 0.3)
+    assert (view2.blur, view2.solarize, view2.hue) == (0.1, 0.2, 0.3)
+    assert (view1.scale, view2.scale) == ((0.08, 1.0), (0.2, 1.0))
+
+
+@pytest.mark.parametrize("order", [("asymmetric", "symmetric"), ("symmetric", "asymmetric")])
+def test_the_last_recipe_decides(order: tuple[str, str]) -> None:
+    words = [f"-c={RECIPES / name}.yaml" for name in order]
+    assert parse(*words).views == parse(words[1]).views
+
+
+def test_small_images_keep_the_colours_of_a_recipe() -> None:
+    for recipe in ("symmetric", "asymmetric"):
+        words = [f"-c={RECIPES / name}.yaml" for name in (recipe, "small")]
+        expected = [replace(view, blur=0) for view in parse(words[0]).views]
+        assert list(parse(*words).views) == expected
+
+
+DIGITS = {"scale": (0.3, 1.0), "flip": 0, "gray": 0}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((f"-c={RECIPES / 'asymmetric.yaml'}",), {"blur": 0.1, "solarize": 0.2}),
+        (("--data.view2.solarize", "0.2"), {"blur": 0, "solarize": 0.2}),
+        (("--data.view2={solarize: 0.2}", "--data.view2.flip=0.5"), {"flip": 0.5, "solarize": 0.2}),
+    ],
+    ids=["recipe", "flag", "mapping"],
+)
+def test_second_view_starts_from_the_recipe_of_the_data(
+    words: tuple[str, ...], expected: dict[str, float], tmp_path: Path
+) -> None:
+    """A mirrored digit is another sign, in either view."""
+    config = tmp_path / "digits.yaml"  # as configs/data/digits.yaml, without other groups
+    config.write_text("data: {view1: {scale: [0.3, 1.0], flip: 0, gray: 0, blur: 0}}")
+    view1, view2 = parse(f"-c={config}", *words).views
+    assert view2 == replace(view1, **expected)
+    assert {name: getattr(view1, name) for name in DIGITS} == DIGITS
+
+
+def test_changes_have_the_fields_of_a_view_and_change_nothing_unasked() -> None:
+    assert [f.name for f in fields(ViewChanges)] == [f.name for f in fields(View)]
+    view = View(flip=0, sigma=(0.5, 1.0))
+    assert ViewChanges().of(view) == view
+    assert ViewChanges(flip=0.0, sigma=(1.0, 2.0)).of(View()) == View(flip=0, sigma=(1.0, 2.0))
+    with pytest.raises(ValueError, match="`flip` to be a probability"):
+        ViewChanges(flip=2).of(view)
 
 
 def test_draws_can_be_pinned() -> None:

@@ -1,7 +1,9 @@
 """Two processes with shards of uneven length log what one process with all the data logs."""
 
 import json
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from callback_stubs import StubData, StubModule, trainer
@@ -15,6 +17,7 @@ from duality_ssl.callbacks import (
     OnlineLinearProbe,
     RankMe,
     RunProgress,
+    outputs,
 )
 
 # without duality/: it looks at what the criterion saw, and the stub's criterion does not gather
@@ -63,6 +66,17 @@ def test_a_probe_set_of_uneven_shards_does_not_hang(tmp_path: Path) -> None:
     assert run.callback_metrics["val/knn_top1"] > 0.8
 
 
+class InPieces(Callback):
+    """Gathers 10 of 64 and 64, or of 26 and 25 rows at a time; no advice to synchronise figures."""
+
+    def setup(self, *_: Any) -> None:
+        outputs._ROWS, self.rows = 10, outputs._ROWS
+        warnings.filterwarnings("error", message=".*sync_dist=True")
+
+    def teardown(self, *_: Any) -> None:
+        outputs._ROWS = self.rows
+
+
 @pytest.mark.slow
 def test_evaluation_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
     """Rows come in another order, which only the few-label draws depend on."""
@@ -70,7 +84,7 @@ def test_evaluation_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         settings = {"strategy": "ddp_spawn", "devices": processes} if processes > 1 else {}
-        run = trainer(folder, OfflineEvaluation(few_label_draws=1), **settings)
+        run = trainer(folder, InPieces(), OfflineEvaluation(few_label_draws=1), **settings)
         run.test(StubModule(), StubData(n_val=51), verbose=False)
         record = json.loads((folder / "evaluation.json").read_text())
         records.append({name: value for name, value in record.items() if "few_label" not in name})

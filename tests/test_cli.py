@@ -2,12 +2,17 @@
 
 import csv
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from lightning import Callback, LightningModule, Trainer
 
 from duality_ssl.cli import main, method_names, with_config_of_run
 
@@ -66,7 +71,7 @@ def test_test_writes_the_evaluation_beside_the_checkpoint(run: Path) -> None:
 
 
 def test_predict_writes_features_and_labels(run: Path) -> None:
-    with np.load(run / "checkpoints/features.npz", allow_pickle=False) as file:
+    with np.load(run / "checkpoints/features-best.npz", allow_pickle=False) as file:
         assert file["features"].shape == (360, 128)
         assert np.bincount(file["labels"]).sum() == 360
 
@@ -102,8 +107,12 @@ def test_validate_prints_the_metrics(
 def test_pretrained_backbone_of_a_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.parents[3])
     pretrained = ["--model.pretrained", str(run / "checkpoints/last.ckpt")]
-    words = ["fit", "-c", DIGITS, "--model", "DCL", *pretrained, "--trainer.fast_dev_run", "true"]
-    main(words)
+    zero_steps = ["--trainer.max_epochs", "1", "--model.base_lr", "0", "--experiment", "from"]
+    main(["fit", "-c", DIGITS, "--model", "DCL", *pretrained, *zero_steps])
+    ours = torch.load("runs/from/DCL/version_0/checkpoints/last.ckpt", weights_only=True)
+    theirs = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    weights = ours["state_dict"]["backbone.stem.0.weight"]
+    assert torch.equal(weights, theirs["state_dict"]["backbone.stem.0.weight"])
 
 
 def test_unlabelled_folder_trains_and_says_what_is_off(
@@ -121,8 +130,8 @@ def test_unlabelled_folder_trains_and_says_what_is_off(
     source = ["--data.source", "folder", "--data.root", "images", "--model.projector", "16-16"]
     main(["fit", "--model", "SimCLR", *source, *small, "--trainer.max_epochs", "1"])
     off = [str(warning.message) for warning in recwarn if " off" in str(warning.message)]
-    assert any("probe" in message.lower() for message in off)
-    assert any("k-nn" in message.lower() or "knn" in message.lower() for message in off)
+    for callback in ("OnlineLinearProbe", "OnlineKNN", "BestCheckpoint"):
+        assert sum(message.startswith(callback) for message in off) == 1
     assert (tmp_path / "runs/folder/SimCLR/version_0/checkpoints/last.ckpt").is_file()
 
 
@@ -162,6 +171,10 @@ MISTAKES = {
     "optimiser": (
         ["fit", "--model", "SimCLR", "--model.optimizer", "Adamw"],
         "Unknown class 'Adamw' for model.optimizer. Did you mean AdamW",
+    ),
+    "module": (
+        ["fit", "--model", "SimCLR", "--model.optimizer", "no_such.LARS"],
+        "model.optimizer: there is no module 'no_such'.",
     ),
     "backbone": (
         ["fit", "-c", DIGITS, "--model", "SimCLR", "--model.backbone", "resnet_tin"],
@@ -266,6 +279,112 @@ def test_bug_is_not_passed_off_as_a_mistake(
         main(["fit", "-c", DIGITS, "--model", "VICReg", "--trainer.fast_dev_run", "true"])
 
 
+class StopAfterOneEpoch(Callback):
+    """Ends a run early; its schedules are those of the whole run."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = True
+
+
+def test_resumed_run_ends_as_one_that_never_stopped(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stop = ["--trainer.callbacks+", f"{__name__}.StopAfterOneEpoch"]
+    main(["fit", "-c", DIGITS, "--model", "VICReg", *SHORT, *stop])
+    first, second = (Path(f"runs/digits/VICReg/version_{i}") for i in (0, 1))
+    assert torch.load(first / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 0
+    main(["fit", "--ckpt_path", str(first), "--trainer.callbacks", "null"])
+    assert "AdamW" in (second / "config.yaml").read_text()
+    whole, resumed = (
+        torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (run, second)
+    )
+    assert resumed["epoch"] == whole["epoch"] == 1
+    for key, tensor in whole["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][key], tensor)
+    assert last_metrics(second)["val/probe_top1"] == last_metrics(run)["val/probe_top1"]
+
+
+def last_metrics(run: Path) -> dict[str, str]:
+    """The last value of every metric of a run."""
+    with (run / "metrics.csv").open() as file:
+        return {name: value for row in csv.DictReader(file) for name, value in row.items() if value}
+
+
+def test_words_after_the_runs_config_win(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parents[3])
+    more = ["--trainer.max_epochs", "3", "--model.base_lr", "0.5", "--experiment", "more"]
+    main(["fit", "--ckpt_path", str(run), *more])
+    config = yaml.safe_load(Path("runs/more/VICReg/version_0/config.yaml").read_text())
+    model = config["model"]["init_args"]
+    assert model["base_lr"] == 0.5
+    assert model["optimizer"]["class_path"] == "torch.optim.AdamW"
+
+
+def test_another_method_on_a_checkpoint_is_said(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parents[3])
+    more = ["--trainer.max_epochs", "3", "--model", "SimCLR", "--experiment", "other"]
+    with pytest.warns(UserWarning, match="checkpoint is of VICReg, and SimCLR goes on"):
+        main(["fit", "--ckpt_path", str(run), *more])
+
+
+def test_last_is_the_last_and_best_is_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # the monitored loss falls at first and the maximum of it is sought: the best is the first
+    best = ["--best_checkpoint.monitor", "val/rankme", "--best_checkpoint.mode", "min"]
+    words = ["--trainer.max_epochs", "3", "--last_checkpoint.every_n_epochs", "2"]
+    main(["fit", "-c", DIGITS, "--model", "VICReg", *best, *words])
+    folder = Path("runs/digits/VICReg/version_0")
+    with (folder / "metrics.csv").open() as file:
+        ranks = [float(row["val/rankme"]) for row in csv.DictReader(file) if row["val/rankme"]]
+    epochs = {
+        name: torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True)["epoch"]
+        for name in ("last", "best")
+    }
+    assert epochs == {"last": 2, "best": ranks.index(min(ranks))}
+    assert epochs["best"] != 2
+
+
+def test_no_checkpoint_where_none_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    none = ["--trainer.enable_checkpointing", "false", "--trainer.max_epochs", "1"]
+    main(["fit", "-c", DIGITS, "--model", "VICReg", *none])
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_untrained_network_is_evaluated_with_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="Without --ckpt_path the network is as it was drawn"):
+        main(["test", "-c", DIGITS, "--model", "VICReg"])
+    assert json.loads(Path("runs/evaluation.json").read_text())["checkpoint"] is None
+
+
+@pytest.mark.slow
+def test_two_processes_fit(tmp_path: Path) -> None:
+    words = ["-m", "duality_ssl", "fit", "-c", DIGITS, "-c", str(CONFIGS / "hardware/ddp.yaml")]
+    here = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.precision", "32"]
+    short = ["--model", "VICReg", "--trainer.max_epochs", "1", "--data.batch_size", "64"]
+    sync = ["--trainer.sync_batchnorm", "false"]  # PyTorch's needs a GPU
+    done = subprocess.run(
+        [sys.executable, *words, *here, *short, *sync],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "base_lr 0.002 x global batch 128 / 256" in done.stderr
+    assert [path.name for path in (tmp_path / "runs/digits/VICReg").iterdir()] == ["version_0"]
+    assert (tmp_path / "runs/digits/VICReg/version_0/checkpoints/last.ckpt").is_file()
+
+
 @pytest.mark.parametrize("form", ["{} {}", "{}={}"], ids=["two words", "one word"])
 def test_config_of_the_run_is_found_by_its_checkpoint(form: str, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoints/last.ckpt"
@@ -295,7 +414,8 @@ def test_help_of_a_method_documents_every_argument(
         main(["fit", "--model.help", method])
     text = " ".join(capsys.readouterr().out.split())
     entries = text.split(" --model.")[1:]
-    undocumented = [entry for entry in entries if "(type:" in entry and "] (type" in entry]
+    undocumented = [entry for entry in entries if re.match(r"\S+ \S+ \(type:", entry)]
+    assert len(entries) > 12
     assert not undocumented
 
 

@@ -9,6 +9,7 @@ import yaml
 
 from duality_ssl import methods
 from duality_ssl.cli import main, method_names
+from duality_ssl.data import SSLDataModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 METHODS = sorted(CONFIGS.glob("methods/*.yaml"))
@@ -56,12 +57,15 @@ def test_every_method_has_a_config() -> None:
     assert configured == set(method_names())
 
 
-@pytest.mark.parametrize("path", METHODS, ids=ids)
-def test_method_config_says_no_default_again(path: Path) -> None:
-    model = yaml.safe_load(path.read_text())["model"]
-    parameters = inspect.signature(getattr(methods, model["class_path"])).parameters
-    for name, value in model.get("init_args", {}).items():
-        assert parameters[name].default != value
+@pytest.mark.parametrize("path", [*METHODS, *sorted(CONFIGS.glob("data/*.yaml"))], ids=ids)
+def test_config_says_no_default_again(path: Path) -> None:
+    config = yaml.safe_load(path.read_text())
+    model, data = config.get("model", {}), config.get("data", {})
+    method = getattr(methods, model.get("class_path", "VICReg"))
+    for signature, written in ((method, model.get("init_args", {})), (SSLDataModule, data)):
+        parameters = inspect.signature(signature).parameters
+        for name, value in written.items():
+            assert parameters[name].default != value or name == "source"
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)], ids=str)

@@ -10,9 +10,19 @@ from image_files import write_cifar10, write_folder, write_image, write_stl10
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from PIL import Image
 from torch import Tensor
 
-from duality_ssl.data import ArrayImages, ImageSource, SSLDataModule, View, register_source
+from duality_ssl.callbacks import OnlineKNN
+from duality_ssl.callbacks.views import view_grid
+from duality_ssl.data import (
+    ArrayImages,
+    ImageSource,
+    SSLDataModule,
+    View,
+    ViewChanges,
+    register_source,
+)
 from duality_ssl.data.datamodule import draw_subset
 from duality_ssl.data.loader import BatchLoader
 from duality_ssl.data.sampler import EvalBatches, TrainBatches, derive_seed
@@ -123,7 +133,7 @@ def test_training_batch_matches_its_source() -> None:
 
 
 def test_second_view_has_its_own_recipe() -> None:
-    plain, inverted = View(jitter=0, blur=0), View(jitter=0, blur=0, solarize=1.0)
+    plain, inverted = View(jitter=0, blur=0), ViewChanges(solarize=1.0)
     module = SSLDataModule(batch_size=64, view1=plain, view2=inverted)
     (view1, view2), _ = module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0)
     assert view1.max() > 1.5  # white strokes, which the second view has not
@@ -242,6 +252,56 @@ def test_evaluation_sees_every_sample_once(
         assert lengths[0] == len(sampler)
 
 
+def test_probe_set_is_read_in_one_drawn_order(
+    pretend_processes: Callable[[int, int], None],
+) -> None:
+    def order(seed: int, rank: int, world: int, epoch: int = 0) -> list[int]:
+        pretend_processes(rank, world)
+        sampler = EvalBatches(range(101), 8, seed)
+        sampler.set_epoch(epoch)
+        return [i for request in sampler for i in request.indices.tolist()]
+
+    whole = order(3, 0, 1)
+    assert sorted(whole) == list(range(101)) != whole
+    assert order(3, 0, 2) + order(3, 1, 2) == whole == order(3, 0, 1, epoch=4)
+    assert order(4, 0, 1) != whole
+
+
+def test_probe_set_of_a_folder_is_not_read_class_by_class(tmp_path: Path) -> None:
+    write_folder(tmp_path / "probe", classes=("a", "b", "c", "d"), train=10, val=2)
+    root = tmp_path / "probe"
+    module = SSLDataModule("folder", root, 10, 16, probe_root=root)
+    probe, val = module.val_dataloader()
+    assert min(len(batch.labels.unique()) for batch in probe) > 1
+    in_order = torch.arange(4)
+    assert torch.cat([b.labels for b in val]).tolist() == in_order.repeat_interleave(2).tolist()
+    tested = torch.cat([batch.labels for batch in module.test_dataloader()[0]])
+    assert tested.tolist() == in_order.repeat_interleave(10).tolist()
+
+
+def test_knn_of_a_small_bank_knows_all_classes_of_a_folder(tmp_path: Path) -> None:
+    """Four plain colours, 160 images and a bank of 40: read in order, it would hold one class."""
+    colours = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0), "white": (255,) * 3}
+    for split, n in (("train", 40), ("val", 5)):
+        for name, colour in colours.items():
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                Image.new("RGB", (16, 16), colour).save(folder / f"{i}.png")
+
+    class Pixels(Recorder):
+        def validation_step(
+            self, batch: tuple[list[Tensor], Tensor], batch_idx: int, dataloader_idx: int = 0
+        ) -> dict[str, Tensor]:
+            (images,), labels = batch
+            return {"features": images.flatten(1), "labels": labels}
+
+    data = SSLDataModule("folder", tmp_path, 16, 16, probe_root=tmp_path)
+    run = trainer(callbacks=[OnlineKNN(k=5, bank_size=40)])
+    run.validate(Pixels(), data, verbose=False)
+    assert run.callback_metrics["val/knn_top1"] == 1
+
+
 def test_lightning_leaves_the_samplers_alone() -> None:
     distributed = trainer(strategy="ddp", devices=2)
     assert distributed._accelerator_connector.is_distributed
@@ -334,10 +394,22 @@ def test_flat_folder_with_a_probe_folder(tmp_path: Path) -> None:
     assert [len(loader.dataset) for loader in module.val_dataloader()] == [4, 2]
 
 
+def test_mean_and_std_undo_the_normalisation(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    module = SSLDataModule("folder", tmp_path, 4, 16)
+    assert (module.mean, module.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    batch = next(iter(module.test_dataloader()[0]))
+    (images,), _ = module.on_after_batch_transfer(batch, 0)
+    grid = view_grid(images[:1], images[:1], module.mean, module.std)
+    assert torch.equal(grid[:, 2:18, 2:18], batch.images[0][0])
+
+
 def test_folder_views_differ_and_are_normalised(tmp_path: Path) -> None:
     write_folder(tmp_path)
     still = View(scale=(1.0, 1.0), flip=0, jitter=0, gray=0, blur=0)
-    module = SSLDataModule("folder", tmp_path, 4, 16, view1=still, view2=View())
+    module = SSLDataModule(
+        "folder", tmp_path, 4, 16, view1=still, view2=ViewChanges(scale=(0.08, 0.5))
+    )
     batch = next(iter(module.train_dataloader()))
     (view1, view2), _ = module.on_after_batch_transfer(batch, 0)
     expected = normalize(batch.images[0] / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -349,8 +421,8 @@ def test_folder_views_differ_and_are_normalised(tmp_path: Path) -> None:
     ("subset", "count"), [(100, 100), (0.1, 144), (1.0, 1437), (1437, 1437), (1, 1)]
 )
 def test_subset(subset: float, count: int) -> None:
-    module = SSLDataModule(batch_size=1, subset=subset)
-    assert len(module.train_dataloader()) == count
+    module = SSLDataModule(subset=subset)
+    assert len(module._pretrain_images()) == count
     assert len(module.test_dataloader()[0].dataset) == count  # the probe learns from it too
     assert len(module.test_dataloader()[1].dataset) == 360
 
@@ -423,6 +495,13 @@ def test_fewer_images_than_a_batch(
 def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SSLDataModule(**arguments)
+
+
+def test_training_on_batches_of_one_image_is_refused() -> None:
+    module = SSLDataModule(batch_size=1)
+    with pytest.raises(ValueError, match=r"`data.batch_size` to be 2 or more for training.* got 1"):
+        module.train_dataloader()
+    assert len(module.test_dataloader()[1]) == 360
 
 
 def test_missing_files_are_found_in_setup(tmp_path: Path) -> None:

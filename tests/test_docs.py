@@ -116,7 +116,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def workspace(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "work"
-    shutil.copytree(template, folder, symlinks=True)
+    # no command changes a file that is there: it writes another, or puts another in its place
+    shutil.copytree(template, folder, symlinks=True, copy_function=os.link)
     monkeypatch.chdir(folder)
     return folder
 
@@ -163,7 +164,7 @@ def run(words: Sequence[str]) -> None:
         return leave_well(words)
     if out_of_reach(words):
         return leave_well([*words, "--print_config"])
-    patterns = {"fit": "*.ckpt", "test": "evaluation.json", "predict": "*.np[yz]"}
+    patterns = {"fit": "*.ckpt", "test": "evaluation*.json", "predict": "*.np[yz]"}
     before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")}
     main(shortened(words))
     written = Path("runs").rglob(patterns.get(words[0], "*"))
@@ -396,7 +397,7 @@ def test_tables_are_there_and_as_the_figures_say(
 def options() -> set[str]:
     """Every option that the command line has."""
     said = io.StringIO()
-    asked = [[command, "--help"] for command in ("fit", "validate", "test", "predict")]
+    asked = [[command, "--help"] for command in ("fit", "test")]
     asked += [["fit", "--model.help", name] for name in method_names()]
     with contextlib.redirect_stdout(said):
         for words in asked:
@@ -408,7 +409,7 @@ def options() -> set[str]:
 def test_options_exist(page: Path, options: set[str]) -> None:
     groups = "|".join(sorted({option[2:].split(".")[0] for option in options if "." in option}))
     written = set(re.findall(rf"`(--(?:{groups})\.[\w.]*\w)", prose(page)))
-    assert {option for option in written if option not in options} - {"--data.view1.NAME"} == set()
+    assert [option for option in written - options if not option.endswith(".NAME")] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

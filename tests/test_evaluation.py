@@ -1,3 +1,6 @@
+import inspect
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +9,9 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from duality_ssl import evaluation
+from duality_ssl.callbacks import OfflineEvaluation
 from duality_ssl.evaluation import (
+    Settings,
     effective_rank,
     evaluate,
     few_label_top1,
@@ -57,11 +62,13 @@ def reference_votes(
 
 @pytest.mark.parametrize("k", [1, 4, 500], ids=["nearest", "few", "more_than_the_bank"])
 @pytest.mark.parametrize("temperature", [0.07, 1.0], ids=["sharp", "flat"])
+@pytest.mark.parametrize("rows", [100, 17, 3], ids=["whole_bank", "pieces", "less_than_k"])
 def test_knn_votes_match_reference(
-    small: Sets, k: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+    small: Sets, k: int, temperature: float, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bank, labels, queries, _ = small
-    monkeypatch.setattr(evaluation, "_BLOCK", 7 * len(bank))  # 30 queries in blocks of 7
+    monkeypatch.setattr(evaluation, "_ROWS", rows)
+    monkeypatch.setattr(evaluation, "_BLOCK", 7 * min(rows, len(bank)))  # 7 queries in a block
     votes = knn_votes(bank, labels, queries, 4, k=k, temperature=temperature)
     expected = reference_votes(
         bank.double().numpy(), labels.numpy(), queries.double().numpy(), 4, k, temperature
@@ -80,7 +87,7 @@ def test_knn_votes_stay_finite_at_a_tiny_temperature(small: Sets) -> None:
     votes = knn_votes(bank, labels, queries, 3, k=20, temperature=1e-4)
     assert votes.isfinite().all()
     assert votes.sum(1).min() >= 1
-    one = knn_votes(bank, labels, queries, 3, k=1)
+    one = knn_votes(bank, labels, queries, 3, k=1, temperature=0.07)
     assert torch.equal(votes.argmax(1), one.argmax(1))
 
 
@@ -92,7 +99,7 @@ def test_knn_votes_stay_finite_at_a_tiny_temperature(small: Sets) -> None:
 def test_knn_votes_refuse(small: Sets, arguments: dict, rows: int) -> None:
     bank, labels, queries, _ = small
     with pytest.raises(ValueError, match="Expected"):
-        knn_votes(bank[:rows], labels[:rows], queries, 3, **arguments)
+        knn_votes(bank[:rows], labels[:rows], queries, 3, **{"k": 5, "temperature": 1} | arguments)
 
 
 def test_raw_digits_are_where_they_are_known_to_be(digits: Sets) -> None:
@@ -144,6 +151,47 @@ def test_few_labels_are_seeded_draws_of_so_many_a_class(
     assert np.array_equal(seen[0][0], seen[3][0])
 
 
+def test_few_labels_of_many_classes_take_fewer_draws_and_say_so(
+    small: Sets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "_FEW_LABEL_CLASSES", 7)  # two draws of three classes
+    with pytest.warns(UserWarning, match="takes 2 of 5 draws, for each is of 3 classes"):
+        capped = few_label_top1(*small, draws=5)
+    assert capped == few_label_top1(*small, draws=2)
+
+
+def test_features_are_checked_once(small: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked, check = [], evaluation._check
+    monkeypatch.setattr(evaluation, "_check", lambda *args: checked.append(args[2]) or check(*args))
+    evaluate(*small)
+    assert checked == ["train", "val"]
+
+
+def test_large_sets_are_taken_in_pieces(small: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = evaluate(*small)
+    monkeypatch.setattr(evaluation, "_ROWS", 7)
+    assert evaluate(*small) == whole
+
+
+def test_defaults_stand_in_one_place(small: Sets) -> None:
+    """Settings, protocol by protocol, and the callback's flags."""
+    defaults, results = Settings(), evaluate(*small)
+    assert OfflineEvaluation().settings == defaults
+    assert results == evaluate(*small, settings=defaults)
+    assert results["linear_top1"] == linear_top1(*small)
+    assert results["knn_top1"] == knn_top1(*small)
+    assert (results["few_label_top1"], results["few_label_std"]) == few_label_top1(*small)
+    parameters = inspect.signature(OfflineEvaluation).parameters
+    assert list(parameters) == [field.name for field in fields(Settings)]
+
+
+def test_a_bank_may_be_on_another_device_than_the_queries(small: Sets) -> None:
+    """The meta device holds no numbers, and a GPU is not at hand: what counts is where it goes."""
+    bank, labels, queries, _ = small
+    votes = knn_votes(bank, labels, queries.to("meta"), 3, k=5, temperature=1)
+    assert (votes.device.type, votes.shape) == ("meta", (30, 3))
+
+
 def test_few_labels_take_all_of_a_small_class(small: Sets) -> None:
     train, y, val, y_val = small
     keep = torch.cat([torch.where(y == 0)[0][:2], torch.where(y > 0)[0]])
@@ -167,7 +215,7 @@ def test_unlabelled_samples_do_not_count(small: Sets, protocol) -> None:  # noqa
 def test_without_labels_only_the_ranks_are_there(small: Sets, which: int) -> None:
     sets = list(small)
     sets[which] = torch.full_like(sets[which], -1)
-    with pytest.warns(UserWarning, match="no labels: only RankMe"):
+    with pytest.warns(UserWarning, match=r"no labels: only RankMe .*--data.probe_source"):
         results = evaluate(*sets, val_embeddings=small[2][:, :2])
     assert set(results) == {"rankme", "rankme_features"}
     assert results["rankme"] == rankme(small[2][:, :2]).item()

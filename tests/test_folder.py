@@ -263,6 +263,34 @@ def test_skip_leaves_out_in_evaluation(labelled: Path) -> None:
     assert labels.tolist() == [0, 0, 1, 1, 1]
 
 
+def test_every_process_reports_its_own_bad_images(
+    labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emptied(labelled / "val" / "dog" / "dog_1.png")
+    for part in ("sampler", "loader"):
+        monkeypatch.setattr(f"duality_ssl.data.{part}.rank", lambda: 1)
+        monkeypatch.setattr(f"duality_ssl.data.{part}.world_size", lambda: 2)
+    module = SSLDataModule("folder", labelled, 2, 16, on_bad_image="skip")
+    with pytest.warns(UserWarning, match=r"Process 1 passed over 1 of 6 images .*dog_1.png"):
+        list(module.val_dataloader()[0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_knows_its_files(labelled: Path, workers: int) -> None:
+    """Also where one is left out; training does not carry their names about."""
+    emptied(labelled / "val" / "cat" / "cat_1.png")
+    arguments = {"on_bad_image": "skip", "num_workers": workers}
+    module = SSLDataModule("folder", labelled, 4, 16, **arguments)
+    with pytest.warns(UserWarning, match="Passed over"):
+        batches = [module.on_after_batch_transfer(b, 0) for b in module.predict_dataloader()]
+    paths = [Path(path) for batch in batches for path in batch.paths]
+    names = ["cat_0.jpg", "cat_2.jpg", "dog_0.jpg", "dog_1.png", "dog_2.jpg"]
+    assert paths == [labelled / "val" / name[:3] / name for name in names]
+    labels = torch.cat([labels for _, labels in batches])
+    assert labels.tolist() == [0, 0, 1, 1, 1]
+    assert next(iter(module.train_dataloader())).paths == ()
+
+
 def test_good_folder_warns_of_nothing(labelled: Path) -> None:
     module = SSLDataModule("folder", labelled, 4, 16, on_bad_image="skip")
     with warnings.catch_warnings():

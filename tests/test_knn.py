@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 
 import pytest
@@ -69,14 +70,21 @@ def test_bank_is_one_epoch_at_most(tmp_path: Path) -> None:
 
 def test_without_labels_it_is_off_and_says_so(tmp_path: Path) -> None:
     run = trainer(tmp_path, OnlineKNN())
-    with pytest.warns(UserWarning, match="OnlineKNN is off: the data has no labels"):
+    with pytest.warns(UserWarning, match=r"OnlineKNN is off: the data .*--data.probe_root"):
         run.fit(StubModule(), datamodule=StubData(labels=None))
     assert "val/knn_top1" not in run.callback_metrics
 
 
 def test_validate_needs_a_set_of_its_own(tmp_path: Path) -> None:
     run = trainer(tmp_path, OnlineKNN())
-    run.validate(StubModule(), StubData(), verbose=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            run.validate(StubModule(), StubData(), verbose=False)
+    said = [str(w.message) for w in caught if "OnlineKNN is off" in str(w.message)]
+    assert len(said) == 1
+    assert "features of training batches" in said[0]
+    assert "--data.probe_source" in said[0]
     assert "val/knn_top1" not in run.callback_metrics
     run.validate(StubModule(), StubData("probe"), verbose=False)
     assert run.callback_metrics["val/knn_top1"] > 0.8

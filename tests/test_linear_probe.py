@@ -92,6 +92,7 @@ def test_without_labels_it_is_off_and_says_so_once(tmp_path: Path) -> None:
     said = [str(w.message) for w in caught if "OnlineLinearProbe" in str(w.message)]
     assert len(said) == 1
     assert "off: the data has no labels" in said[0]
+    assert "--data.probe_source" in said[0]
     assert not [name for name in run.callback_metrics if "probe" in name]
 
 
@@ -113,6 +114,50 @@ def test_a_batch_without_labels_leaves_the_head_finite(tmp_path: Path) -> None:
     data.train.tensors[1][:32] = -1
     trainer(tmp_path, probe).fit(StubModule(), datamodule=data)
     assert all(value.isfinite().all() for value in probe.heads.state_dict().values())
+
+
+class Rescale(Callback):
+    """Moves the features from one validation to the next, as training a backbone does."""
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.scale *= -3
+
+
+def test_statistics_of_a_probe_set_are_those_of_this_validation(tmp_path: Path) -> None:
+    data, module, probe = StubData("probe"), StubModule(lr=0), OnlineLinearProbe()
+    trainer(tmp_path, Rescale(), probe, epochs=3, num_sanity_val_steps=0).fit(module, data)
+    with torch.no_grad():
+        features = module._features(data.probe.tensors[0])
+    head = probe.heads["backbone"]
+    torch.testing.assert_close(head.mean, features.mean(0))
+    assert probe.state_dict()["steps"] == 3 * 4
+
+
+def test_a_probe_set_is_not_learnt_from_before_it_is_seen(tmp_path: Path) -> None:
+    """Training batches have no labels, and until the first validation nothing else has come."""
+    probe = OnlineLinearProbe()
+    settings = {"num_sanity_val_steps": 0, "check_val_every_n_epoch": 2}
+    run = trainer(tmp_path, probe, epochs=1, **settings)
+    run.fit(StubModule(), datamodule=StubData("probe"))
+    assert probe.state_dict()["steps"] == 0
+    assert not [name for name in run.callback_metrics if "probe" in name]
+
+
+def test_a_fit_that_goes_on_keeps_the_head(tmp_path: Path) -> None:
+    probe, module, data = OnlineLinearProbe(), StubModule(lr=0), StubData()
+    run = trainer(tmp_path, probe, epochs=2)
+    run.fit(module, datamodule=data)
+    head = probe.heads["backbone"]
+    run.fit_loop.max_epochs = 3
+    run.fit(module, datamodule=data)
+    assert probe.heads["backbone"] is head
+    assert probe.state_dict()["steps"] == 3 * 4
+    run.fit_loop.max_epochs = 4
+    run.fit(module, datamodule=StubData(classes=3))  # other classes: another head
+    assert probe.heads["backbone"].linear.out_features == 3
+    assert probe.state_dict()["steps"] == 4
+    trainer(tmp_path, probe, epochs=1).fit(module, datamodule=StubData(classes=3))  # a new run
+    assert probe.state_dict()["steps"] == 4
 
 
 class StopAfter(Callback):

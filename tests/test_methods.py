@@ -3,6 +3,7 @@
 import inspect
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from duality_ssl import criteria, methods
+from duality_ssl.backbones import register_backbone
 from duality_ssl.criteria import Criterion
+from duality_ssl.distributed import rank, world_size
 from duality_ssl.methods import JointEmbedding, SimCLR, VICReg
 
 METHODS = [
@@ -123,11 +126,13 @@ def test_learning_rate_warms_up_then_follows_the_cosine_per_step() -> None:
 
     class Watched(VICReg, criterion=criteria.VICReg):
         def on_train_batch_end(self, *_: Any) -> None:
-            rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+            if len(rates) < self.trainer.global_step:
+                rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
 
     torch.manual_seed(0)
-    model = Watched(**SMALL, base_lr=64.0, warmup_epochs=1, final_lr_fraction=0.1)
-    trainer(max_epochs=3).fit(model, datamodule=Noise(4, 4))
+    model = Watched(**SMALL, base_lr=32.0, warmup_epochs=1, final_lr_fraction=0.1)
+    # two batches a step: 8 batches are 4 steps an epoch
+    trainer(max_epochs=3, accumulate_grad_batches=2).fit(model, datamodule=Noise(4, 8))
     # after step k the rate is that of step k + 1, of 4 of warm-up and 12 together
     warmup = [1 / 3, 2 / 3, 1.0]
     cosine = [0.1 + 0.9 * (1 + math.cos(math.pi * k / 8)) / 2 for k in range(9)]
@@ -162,6 +167,111 @@ def test_scheduler_of_ones_own_is_stepped_once_an_epoch() -> None:
     fit = trainer(max_epochs=3)
     fit.fit(model, datamodule=Noise(4))
     assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.125)
+
+
+def test_plateau_scheduler_is_refused() -> None:
+    model = make(scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
+    with pytest.raises(ValueError, match="a scheduler that needs no metric"):
+        trainer().fit(model, datamodule=Noise())
+
+
+def test_weight_decay_of_the_optimiser_is_replaced_with_a_word() -> None:
+    model = make(optimizer=lambda groups: torch.optim.AdamW(groups, weight_decay=0.3))
+    with pytest.warns(UserWarning, match=r"weight_decay 0\.3 is replaced by 1e-06"):
+        trainer(max_steps=1).fit(model, datamodule=Noise())
+
+
+@pytest.mark.parametrize("step", ["validation_step", "test_step", "predict_step"])
+def test_other_steps_give_features_and_embeddings_of_one_view(step: str) -> None:
+    model = make().eval()
+    (x, _), labels = batch()
+    outputs = getattr(model, step)(([x], labels), 0)
+    torch.testing.assert_close(outputs["features"], model.backbone(x))
+    torch.testing.assert_close(outputs["embeddings"], model.projector(model.backbone(x)))
+    assert outputs["labels"] is labels
+
+
+class Endless(Noise):
+    """A loader that does not know its length."""
+
+    def train_dataloader(self) -> DataLoader:
+        class Stream(torch.utils.data.IterableDataset):
+            def __iter__(self) -> Iterator[tuple[list[Tensor], Tensor]]:
+                while True:
+                    yield batch(4)
+
+        return DataLoader(Stream(), batch_size=None)
+
+
+def test_loader_without_length_trains_without_warmup() -> None:
+    trainer(max_epochs=-1, max_steps=3).fit(make(), datamodule=Endless())
+    with pytest.raises(ValueError, match=r"loaders that know their length.*warmup_epochs 0"):
+        trainer(max_epochs=-1, max_steps=3).fit(make(warmup_epochs=1), datamodule=Endless())
+
+
+def test_pretrained_weights_start_a_fit_and_are_not_asked_for_again(tmp_path: Path) -> None:
+    source = make(SimCLR).backbone.state_dict()
+    torch.save(source, tmp_path / "w.pt")
+    torch.manual_seed(1)
+    model = VICReg(**SMALL, warmup_epochs=0, base_lr=0, pretrained=tmp_path / "w.pt")
+    fit = trainer(max_steps=1)
+    fit.fit(model, datamodule=Noise())
+    for name, parameter in model.backbone.named_parameters():
+        assert torch.equal(parameter, source[name])
+    fit.save_checkpoint(tmp_path / "model.ckpt")
+    (tmp_path / "w.pt").unlink()
+    restored = VICReg.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    assert torch.equal(restored.backbone.stem[0].weight, source["stem.0.weight"])
+
+
+@register_backbone
+def flat_linear(in_channels: int) -> nn.Module:
+    """No batch statistics: the gradient of a batch is the sum over its rows."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(in_channels * 64, 12))
+    module.num_features = 12
+    return module
+
+
+class Shared(Noise):
+    """The batches of one process, a row block for each of several."""
+
+    def train_dataloader(self) -> DataLoader:
+        rows = torch.randn(2, 3, 8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        per_process = 8 // world_size()
+        mine = slice(rank() * per_process, (rank() + 1) * per_process)
+        labels = torch.zeros(per_process, dtype=torch.long)
+        batches = [([x1[mine], x2[mine]], labels) for x1, x2 in zip(*rows, strict=True)]
+        return DataLoader(batches, batch_size=None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [VICReg, SimCLR, methods.BarlowTwins])
+def test_two_processes_train_as_one(method: type[JointEmbedding], tmp_path: Path) -> None:
+    weights = []
+    for processes in (1, 2):
+        torch.manual_seed(0)
+        model = method(
+            backbone="flat_linear",
+            projector="6",
+            in_channels=1,
+            warmup_epochs=0,
+            base_lr=0.32,
+            optimizer=torch.optim.SGD,
+        )
+        strategy = "ddp_spawn" if processes > 1 else "auto"
+        fit = trainer(
+            devices=processes,
+            strategy=strategy,
+            use_distributed_sampler=False,
+            max_epochs=2,
+            default_root_dir=tmp_path,
+        )
+        fit.fit(model, datamodule=Shared(8 // processes))
+        weights.append(model.state_dict())
+    one, two = weights
+    torch.manual_seed(0)
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=1e-6)
 
 
 def test_warmup_as_long_as_the_run_is_said() -> None:

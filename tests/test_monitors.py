@@ -8,8 +8,7 @@ import torch
 from callback_stubs import StubData, StubModule, trainer
 from torch import Tensor
 
-from duality_ssl.callbacks import CollapseGuard, DualityMonitor, RankMe
-from duality_ssl.callbacks.duality import duality_terms
+from duality_ssl.callbacks import CollapseGuard, DualityMonitor, RankMe, duality_terms
 from duality_ssl.functional import rankme
 
 
@@ -76,6 +75,21 @@ def test_duality_terms_match_reference(n: int, d: int) -> None:
     assert terms == pytest.approx(expected, rel=1e-10, abs=1e-12)
     assert terms["columns_fourth_over_bound"] >= 1
     assert terms["rows_fourth_over_bound"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("dim", "name"),
+    [(0, "columns_fourth_over_bound"), (1, "rows_fourth_over_bound")],
+    ids=["rows", "columns"],
+)
+def test_bounds_are_of_rows_and_columns_that_are_not_zero(dim: int, name: str) -> None:
+    """With half of the rows zero, four times the bound of the rest; zero columns only add to it."""
+    z = torch.randn(40, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    half = torch.arange(20)
+    zeroed = duality_terms(z.index_fill(dim, half, 0))[name]
+    torch.testing.assert_close(zeroed, duality_terms(z.narrow(dim, 20, 20))[name] / 4)
+    assert zeroed < 1
+    assert duality_terms(z.index_fill(1 - dim, half, 0))[name] >= 1
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e4], ids=["tiny", "huge"])

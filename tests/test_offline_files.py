@@ -1,16 +1,20 @@
 import json
+import warnings
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pytest
 import torch
 from callback_stubs import StubData, StubModule, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
+from torch import Tensor
 
 from duality_ssl.callbacks import FeatureWriter, OfflineEvaluation
 from duality_ssl.callbacks.outputs import write_atomically
-from duality_ssl.evaluation import evaluate
+from duality_ssl.data import SSLDataModule
+from duality_ssl.evaluation import Settings, evaluate
 
 ACCURACIES = {"linear_top1", "knn_top1", "few_label_top1", "few_label_std"}
 RANKS = {"rankme", "rankme_features"}
@@ -40,8 +44,7 @@ def test_evaluation_is_logged_and_written(tmp_path: Path, checkpoint: Path, labe
             val,
             data.val.tensors[1],
             val_embeddings=module.projector(val),
-            k=3,
-            few_label_draws=4,
+            settings=Settings(k=3, few_label_draws=4),
         )
     assert set(expected) == ACCURACIES | RANKS
     assert {name: written[name] for name in expected} == pytest.approx(expected, rel=1e-5)
@@ -55,6 +58,19 @@ def test_evaluation_is_logged_and_written(tmp_path: Path, checkpoint: Path, labe
         "evaluation.json",
         "last.ckpt",
     ]
+
+
+def test_files_of_another_checkpoint_have_its_name(tmp_path: Path, checkpoint: Path) -> None:
+    best = checkpoint.with_name("best.ckpt")
+    best.write_bytes(checkpoint.read_bytes())
+    run = trainer(tmp_path, OfflineEvaluation(few_label_draws=1), FeatureWriter())
+    for path in (checkpoint, best):
+        run.test(StubModule(), StubData(), ckpt_path=path, verbose=False)
+        run.predict(StubModule(), StubData(), ckpt_path=path, return_predictions=False)
+    names = {"evaluation.json", "evaluation-best.json", "features.npz", "features-best.npz"}
+    assert {path.name for path in checkpoint.parent.iterdir()} == names | {"last.ckpt", "best.ckpt"}
+    written = json.loads((checkpoint.parent / "evaluation-best.json").read_text())
+    assert written["checkpoint"] == "best.ckpt"
 
 
 def test_unlabelled_data_has_ranks_only(tmp_path: Path) -> None:
@@ -88,6 +104,36 @@ def test_predictions_are_written_without_pickles(tmp_path: Path, checkpoint: Pat
     np.testing.assert_allclose(arrays["features"], features.numpy(), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(arrays["embeddings"], embeddings.numpy(), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(arrays["labels"], labels.numpy())
+
+
+class Pixels(StubModule):
+    """Its features are the images."""
+
+    def _represent(self, batch: Any) -> dict[str, Tensor]:
+        (images,), labels = batch
+        return {name: images.flatten(1) for name in ("features", "embeddings")} | {"labels": labels}
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_predictions_of_a_folder_name_their_files(tmp_path: Path, processes: int) -> None:
+    """Also where one cannot be read, and whichever process read it."""
+    for i in range(9):
+        (tmp_path / "é").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (28 * i,) * 3).save(tmp_path / "é" / f"{i * 11}.png")
+    (tmp_path / "é" / "33.png").write_bytes(b"")
+    settings = {"strategy": "ddp_spawn", "devices": processes} if processes > 1 else {}
+    data = SSLDataModule("folder", tmp_path / "é", 2, 8, on_bad_image="skip")
+    run = trainer(tmp_path, FeatureWriter(), **settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run.predict(Pixels(), data, return_predictions=False)
+    with np.load(tmp_path / "features.npz", allow_pickle=False) as file:
+        features, paths = file["features"], file["paths"]
+    names = [f"{i * 11}.png" for i in range(9) if i != 3]
+    assert paths.tolist() == [str(tmp_path / "é" / name) for name in names]
+    shown = features.reshape(8, 3, -1)[:, 0, 0] * data.std[0] + data.mean[0]
+    values = [int(name[:-4]) // 11 * 28 / 255 for name in names]
+    np.testing.assert_allclose(shown, values, atol=1e-5)
 
 
 def test_predictions_of_a_half_precision_network_are_float32(tmp_path: Path) -> None:

@@ -297,20 +297,20 @@ def test_schedule_without_warmup_starts_at_the_top() -> None:
 
 def test_schedule_shorter_than_its_warmup_is_cut() -> None:
     optimizer = sgd(1.0)
-    assert learning_rates(warmup_cosine(optimizer, 11, 1), optimizer, 3) == [[0.0], [0.1], [0.2]]
+    assert learning_rates(warmup_cosine(optimizer, 11, 1, floor=0.001), optimizer, 3) == [[0.0], [0.1], [0.2]]
 
 
 def test_schedule_resumes_from_its_state() -> None:
     optimizer = sgd(1.0)
-    scheduler = warmup_cosine(optimizer, 3, 10)
+    scheduler = warmup_cosine(optimizer, 3, 10, floor=0.001)
     rates = learning_rates(scheduler, optimizer, 5)
     other = sgd(1.0)
-    resumed = warmup_cosine(other, 3, 10)
+    resumed = warmup_cosine(other, 3, 10, floor=0.001)
     other.load_state_dict(optimizer.state_dict())
     resumed.load_state_dict(scheduler.state_dict())
     rates += learning_rates(resumed, other, 6)
     whole = sgd(1.0)
-    assert rates == learning_rates(warmup_cosine(whole, 3, 10), whole, 11)
+    assert rates == learning_rates(warmup_cosine(whole, 3, 10, floor=0.001), whole, 11)
 
 
 @pytest.mark.parametrize(

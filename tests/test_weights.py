@@ -38,6 +38,16 @@ WRITERS: dict[str, tuple[str, Callable[[State, Path], None]]] = {
         ),
     ),
     "safetensors": ("w.safetensors", lambda state, path: save_file(contiguous(state), path)),
+    "under a name": (
+        "w.pth",
+        lambda state, path: torch.save({"model": behind("module.backbone.", state)}, path),
+    ),
+    "without counts": (
+        "w.pt",
+        lambda state, path: torch.save(
+            {key: tensor for key, tensor in state.items() if "num_batches" not in key}, path
+        ),
+    ),
     "with a classifier": (
         "w.pt",
         lambda state, path: torch.save({**state, "fc.weight": torch.zeros(10, 128)}, path),
@@ -80,7 +90,14 @@ FAULTS: dict[str, tuple[str, Callable[[State, Path], object], str]] = {
         lambda state, path: torch.save(nn.Linear(2, 2).state_dict(), path),
         "are missing",
     ),
-    "no tensor": ("w.pt", lambda state, path: torch.save({"a": 1}, path), "holds no tensor"),
+    "no tensor": ("w.pt", lambda state, path: torch.save({"a": 1}, path), "holds no named tensor"),
+    "no dictionary": ("w.pt", lambda state, path: torch.save([1], path), "holds no named tensor"),
+    "no names": (
+        "w.pt",
+        lambda state, path: torch.save({1: torch.ones(1)}, path),
+        "no named tensor",
+    ),
+    "odd bytes": ("w.pt", lambda state, path: path.write_bytes(b"\x80\x02."), "cannot be read"),
     "truncated": ("w.pt", truncated, "cannot be read"),
     "empty": ("w.pt", lambda state, path: path.touch(), "cannot be read"),
     "text": ("w.pt", lambda state, path: path.write_text("weights"), "cannot be read"),

@@ -6,31 +6,33 @@ import sys
 import warnings
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import DefaultHelpFormatter
-from lightning import Trainer
+from jsonargparse import ActionConfigFile, DefaultHelpFormatter
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from duality_ssl.callbacks import (
+    BestCheckpoint,
     CollapseGuard,
     DualityMonitor,
     FeatureWriter,
+    LastCheckpoint,
     OfflineEvaluation,
     OnlineKNN,
     OnlineLinearProbe,
     RankMe,
-    RunCheckpoint,
     RunProgress,
     ViewGrid,
 )
 from duality_ssl.data import SSLDataModule
 from duality_ssl.messages import (
     check_configs,
-    config_files,
     explain,
     refuse,
     sentence_of,
@@ -50,7 +52,7 @@ What a method takes: duality-ssl fit --model.help VICReg; all the rest: duality-
 
 _SUBCOMMANDS = {
     "fit": "Pretrain, watch the probes, write runs/EXPERIMENT/METHOD/version_N.",
-    "validate": "Print the metrics of a checkpoint: online probes, k-NN, RankMe.",
+    "validate": "Print the metrics of a checkpoint: its online probes and RankMe.",
     "test": "Evaluate frozen features offline; write evaluation.json beside the checkpoint.",
     "predict": "Write features and labels to features.npz beside the checkpoint.",
 }
@@ -62,7 +64,8 @@ _CALLBACKS = {
     "duality": DualityMonitor,
     "guard": CollapseGuard,
     "views": ViewGrid,
-    "checkpoint": RunCheckpoint,
+    "last_checkpoint": LastCheckpoint,
+    "best_checkpoint": BestCheckpoint,
     "evaluation": OfflineEvaluation,
     "features": FeatureWriter,
 }
@@ -92,7 +95,11 @@ class Command(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Take no abbreviation: a mistyped option must not set another one."""
-        return super().init_parser(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
+        parser = CommandParser(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
+        parser.add_argument(
+            "-c", "--config", action=ActionConfigFile, help="A YAML file of options."
+        )
+        return parser
 
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
         """Say what each subcommand does here, not what the Trainer's method does."""
@@ -105,6 +112,15 @@ class Command(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse what `main` made of the command line; Lightning would warn of it."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        seed = self.config[self.config.subcommand].seed_everything
+        if not 0 <= seed < 2**32:
+            refuse(f"Expected seed_everything in 0 ... 2^32 - 1, but got {seed}.")
+
+    def _parse_ckpt_path(self) -> None:
+        """The config of the checkpoint's run is read already, and the user's words come after it.
+
+        What Lightning would take from the checkpoint instead has no optimiser and overrides them.
+        """
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what a run decides first, and the Trainer's many options last."""
@@ -121,7 +137,7 @@ class Command(LightningCLI):
             parser.add_lightning_class_args(callback, key)
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({"trainer.default_root_dir": "runs"})
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)  # one seed for all
 
     def before_instantiate_classes(self) -> None:
         """Refuse to go on without a method; hand the data the seed that was drawn."""
@@ -129,18 +145,31 @@ class Command(LightningCLI):
         if method == JointEmbedding.__name__:
             refuse(f"No method was chosen. Name one with --model: {', '.join(method_names())}.")
         self._get(self.config, "data").seed = int(self._get(self.config, "seed_everything"))
+        if self.subcommand != "fit" and self._get(self.config, "ckpt_path") is None:
+            rank_zero_warn("Without --ckpt_path the network is as it was drawn, untrained.")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Log a fit to ``runs/EXPERIMENT/METHOD/version_N``; the other commands log nothing."""
         config = self._get(self.config_init, "trainer")
         if self.subcommand != "fit":  # the run's config is there already
             self.save_config_callback = None
+        if config.enable_checkpointing is False:
+            keys = self._parser(self.subcommand).callback_keys
+            keys[:] = [key for key in keys if "checkpoint" not in key]
+        callbacks: list[Callback] = []
         if config.logger in (None, True):
             kwargs["logger"] = self._loggers() if self.subcommand == "fit" else False
+        if self.subcommand == "fit" and config.logger is not False:
+            callbacks.append(LearningRateMonitor(logging_interval="step"))
         if config.enable_progress_bar is not False:
-            # last of all: what comes after it would be taken for a wait for data
-            self.trainer_defaults["callbacks"] = [RunProgress()]
-        return super().instantiate_trainer(**kwargs)
+            callbacks.append(RunProgress())  # last: what comes after it counts as a wait for data
+        self.trainer_defaults["callbacks"] = callbacks
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            hint = " On a machine without a GPU take -c configs/hardware/cpu.yaml."
+            no_gpu = "No supported gpu" in str(error)
+            raise ValueError(f"The Trainer refuses: {error}{hint if no_gpu else ''}") from error
 
     def _loggers(self) -> list[TensorBoardLogger | CSVLogger]:
         experiment = self._get(self.config, "experiment") or self._get(self.config, "data").source
@@ -167,7 +196,6 @@ def main(args: Sequence[str] | None = None) -> None:
             subclass_mode_model=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            parser_class=CommandParser,
             parser_kwargs={
                 "prog": "duality-ssl",
                 "description": _DESCRIPTION.format(methods=", ".join(method_names())),
@@ -187,31 +215,37 @@ def _quiet() -> None:
     # config.yaml and the events of TensorBoard are in the run's folder before metrics.csv is
     warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
+    # the interval is shortened to the epoch when training starts
+    warnings.filterwarnings("ignore", ".*is smaller than the logging interval")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()
     )
 
 
 def with_config_of_run(words: list[str]) -> list[str]:
-    """Read the run's own ``config.yaml`` where ``--ckpt_path`` is given and no config is.
+    """Put the run's own ``config.yaml`` before all else where ``--ckpt_path`` names a checkpoint.
 
     ``--ckpt_path`` may also be the folder of a run: its last checkpoint is meant then.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
     """
-    values = dict(pairwise(words))
-    values |= dict(word.split("=", 1) for word in words if word.startswith("--ckpt_path="))
-    if "--ckpt_path" not in values:
+    words = [part for word in words for part in _split(word)]
+    if "--ckpt_path" not in words[:-1]:
         return words
-    given = values["--ckpt_path"]
-    checkpoint = Path(given)
+    at = words.index("--ckpt_path") + 1
+    checkpoint = Path(words[at])
     if checkpoint.is_dir():
         checkpoint = checkpoint / "checkpoints" / "last.ckpt"
-        words = [word.replace(given, str(checkpoint)) for word in words]
     if not checkpoint.is_file():
         raise FileNotFoundError(f"There is no checkpoint {checkpoint}.")
-    config = checkpoint.parent.parent / "config.yaml"
-    if config_files(words) or not config.is_file():
-        return words
-    return [words[0], "--config", str(config), *words[1:]]
+    words = [*words[:at], str(checkpoint), *words[at + 1 :]]
+    config = checkpoint.absolute().parent.parent / "config.yaml"
+    return [words[0], "--config", str(config), *words[1:]] if config.is_file() else words
+
+
+def _split(word: str) -> list[str]:
+    return word.split("=", 1) if word.startswith("--ckpt_path=") else [word]
 
 
 def _debugging() -> bool:

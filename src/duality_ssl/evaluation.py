@@ -6,6 +6,8 @@ leaves out samples whose label is -1 (unlabelled).
 """
 
 import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +18,43 @@ from torch.nn.functional import normalize
 
 from duality_ssl.functional import rankme
 
+RANKME_SAMPLES = 25_600
+"""Most samples that an effective rank is taken over, as in the paper of RankMe."""
+
 # one block of similarities in float32: 64 MiB
 _BLOCK = 2**24
+# rows of a bank, or of a set whose statistics are taken, that are in hand at a time
+_ROWS = 2**16
+# classes that all few-label draws have together at most: 20 draws of 100 classes, 2 of 1000
+_FEW_LABEL_CLASSES = 2000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the offline protocols leave open."""
+
+    k: int = 5
+    """Neighbours that vote in the k-NN."""
+    temperature: float = 0.07
+    """Temperature of the neighbours' votes."""
+    max_linear_samples: int = 50_000
+    """Most training samples that the logistic regression is fitted on."""
+    labels_per_class: int = 5
+    """Labelled samples a class in the few-label protocol."""
+    few_label_draws: int = 20
+    """Seeded draws that the few-label protocol averages over."""
+
+
+_DEFAULTS = Settings()
+
+
+class _Sets(NamedTuple):
+    """Finite features with the classes of all of them, of both sets."""
+
+    train: Tensor
+    train_labels: Tensor
+    val: Tensor
+    val_labels: Tensor
 
 
 def evaluate(
@@ -27,12 +64,8 @@ def evaluate(
     val_labels: Tensor,
     *,
     val_embeddings: Tensor | None = None,
-    k: int = 5,
-    temperature: float = 0.07,
-    max_linear_samples: int = 50_000,
-    max_rankme_samples: int = 25_600,
-    labels_per_class: int = 5,
-    few_label_draws: int = 20,
+    settings: Settings = _DEFAULTS,
+    device: torch.device | str | None = None,
 ) -> dict[str, float]:
     """Run every offline protocol on one set of frozen features.
 
@@ -46,12 +79,8 @@ def evaluate(
         val_labels: Classes of shape ``(M,)``; -1 is unlabelled.
         val_embeddings: Projector outputs of the validation set, of shape ``(M, D)``. Features that
             have no projector (pixels) are their own embeddings.
-        k: Neighbours that vote in the k-NN.
-        temperature: Temperature of the neighbours' votes.
-        max_linear_samples: Most training samples the logistic regression is fitted on.
-        max_rankme_samples: Most samples an effective rank is taken over (the paper of RankMe).
-        labels_per_class: Labelled samples a class in the few-label protocol.
-        few_label_draws: Seeded draws the few-label protocol averages over.
+        settings: What the protocols leave open.
+        device: Where the k-NN compares features; where they are by default.
 
     Returns:
         ``linear_top1``, ``knn_top1``, ``few_label_top1`` and ``few_label_std`` (the spread over the
@@ -65,21 +94,22 @@ def evaluate(
     _check(val_features, val_labels, "val")
     embeddings = val_features if val_embeddings is None else val_embeddings
     ranks = {
-        "rankme": effective_rank(embeddings, max_rankme_samples),
-        "rankme_features": effective_rank(val_features, max_rankme_samples),
+        "rankme": effective_rank(embeddings),
+        "rankme_features": effective_rank(val_features),
     }
     if (train_labels < 0).all() or (val_labels < 0).all():
         warnings.warn(
             "The training or the validation set has no labels: only RankMe is computed. Set a "
-            "labelled set for evaluation to get accuracies.",
+            "labelled set for evaluation (--data.probe_source, --data.probe_root) to get "
+            "accuracies.",
             stacklevel=2,
         )
         return ranks
-    sets = (train_features, train_labels, val_features, val_labels)
-    few, spread = few_label_top1(*sets, per_class=labels_per_class, draws=few_label_draws)
+    sets = _labelled(train_features, train_labels, val_features, val_labels)
+    few, spread = _few_label(sets, settings.labels_per_class, settings.few_label_draws, seed=0)
     return {
-        "linear_top1": linear_top1(*sets, max_samples=max_linear_samples),
-        "knn_top1": knn_top1(*sets, k=k, temperature=temperature),
+        "linear_top1": _linear(sets, settings.max_linear_samples, seed=0),
+        "knn_top1": _knn(sets, settings.k, settings.temperature, device),
         "few_label_top1": few,
         "few_label_std": spread,
         **ranks,
@@ -92,20 +122,20 @@ def linear_top1(
     val_features: Tensor,
     val_labels: Tensor,
     *,
-    max_samples: int = 50_000,
+    max_samples: int = _DEFAULTS.max_linear_samples,
     seed: int = 0,
 ) -> float:
     """Top-1 accuracy of a logistic regression on standardised features.
 
     Multinomial, L2 penalty with C = 1, L-BFGS; each feature has mean 0 and variance 1 over the
-    training set (a constant one stays 0). More than ``max_samples`` training samples are cut to a
-    random ``max_samples`` of them, with a warning.
+    training samples it is fitted on (a constant one stays 0). More than ``max_samples`` training
+    samples are cut to a random ``max_samples`` of them, with a warning.
 
     Args:
         train_features: Features of shape ``(N, F)``.
-        train_labels: Classes of shape ``(N,)``.
+        train_labels: Classes of shape ``(N,)``; -1 is unlabelled.
         val_features: Features of shape ``(M, F)``.
-        val_labels: Classes of shape ``(M,)``.
+        val_labels: Classes of shape ``(M,)``; -1 is unlabelled.
         max_samples: Most training samples.
         seed: Seed of the cut.
 
@@ -115,19 +145,8 @@ def linear_top1(
     Raises:
         ValueError: If shapes do not match, a feature is not finite, or there is one class.
     """
-    train, labels, val, val_labels_ = _labelled(
-        train_features, train_labels, val_features, val_labels
-    )
-    if len(train) > max_samples:
-        warnings.warn(
-            f"The logistic regression is fitted on {max_samples} of {len(train)} training samples, "
-            "drawn at random: raise max_linear_samples for more.",
-            stacklevel=2,
-        )
-        kept = np.random.default_rng(seed).permutation(len(train))[:max_samples]
-        train, labels = train[kept], labels[kept]
-    train, val = _standardise(train, val)
-    return _fit_and_score(train, labels, val, val_labels_)
+    sets = _checked(train_features, train_labels, val_features, val_labels)
+    return _linear(sets, max_samples, seed)
 
 
 def few_label_top1(
@@ -136,21 +155,23 @@ def few_label_top1(
     val_features: Tensor,
     val_labels: Tensor,
     *,
-    per_class: int = 5,
-    draws: int = 20,
+    per_class: int = _DEFAULTS.labels_per_class,
+    draws: int = _DEFAULTS.few_label_draws,
     seed: int = 0,
 ) -> tuple[float, float]:
     """Top-1 accuracy of the logistic regression with a few labels a class, over seeded draws.
 
     Features are standardised with the statistics of the whole training set, which need no label;
     draw i takes ``per_class`` samples of each class (all, where there are fewer) with the generator
-    ``default_rng(seed + i)``, so draws are the same for every network.
+    ``default_rng(seed + i)``, so draws are the same for every network. Of more than 100 classes
+    fewer draws are taken, so that all together have at most 2000 classes (2 draws of 1000), with a
+    warning: a draw of so many classes varies little and costs much.
 
     Args:
         train_features: Features of shape ``(N, F)``.
-        train_labels: Classes of shape ``(N,)``.
+        train_labels: Classes of shape ``(N,)``; -1 is unlabelled.
         val_features: Features of shape ``(M, F)``.
-        val_labels: Classes of shape ``(M,)``.
+        val_labels: Classes of shape ``(M,)``; -1 is unlabelled.
         per_class: Labelled samples a class.
         draws: Number of draws.
         seed: Seed of the first draw.
@@ -162,21 +183,8 @@ def few_label_top1(
         ValueError: If shapes do not match, a feature is not finite, there is one class, or
             ``per_class`` or ``draws`` is below 1.
     """
-    if per_class < 1 or draws < 1:
-        raise ValueError(
-            f"Expected `per_class` and `draws` to be at least 1, but got {per_class} and {draws}."
-        )
-    train, labels, val, val_labels_ = _labelled(
-        train_features, train_labels, val_features, val_labels
-    )
-    train, val = _standardise(train, val)
-    members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
-    scores = []
-    for draw in range(draws):
-        generator = np.random.default_rng(seed + draw)
-        chosen = np.concatenate([generator.permutation(indices)[:per_class] for indices in members])
-        scores.append(_fit_and_score(train[chosen], labels[chosen], val, val_labels_))
-    return float(np.mean(scores)), float(np.std(scores, ddof=1)) if draws > 1 else 0.0
+    sets = _checked(train_features, train_labels, val_features, val_labels)
+    return _few_label(sets, per_class, draws, seed)
 
 
 def knn_top1(
@@ -185,18 +193,20 @@ def knn_top1(
     val_features: Tensor,
     val_labels: Tensor,
     *,
-    k: int = 5,
-    temperature: float = 0.07,
+    k: int = _DEFAULTS.k,
+    temperature: float = _DEFAULTS.temperature,
+    device: torch.device | str | None = None,
 ) -> float:
     """Top-1 accuracy of the weighted k-NN of :func:`knn_votes`.
 
     Args:
         train_features: Features of shape ``(N, F)``.
-        train_labels: Classes of shape ``(N,)``.
+        train_labels: Classes of shape ``(N,)``; -1 is unlabelled.
         val_features: Features of shape ``(M, F)``.
-        val_labels: Classes of shape ``(M,)``.
+        val_labels: Classes of shape ``(M,)``; -1 is unlabelled.
         k: Neighbours that vote.
         temperature: Temperature of the votes.
+        device: Where features are compared; where they are by default.
 
     Returns:
         Accuracy in [0, 1].
@@ -204,16 +214,8 @@ def knn_top1(
     Raises:
         ValueError: If shapes do not match, a feature is not finite, or an argument is out of range.
     """
-    _check(train_features, train_labels, "train")
-    _check(val_features, val_labels, "val")
-    in_train, in_val = train_labels >= 0, val_labels >= 0
-    bank, bank_labels = train_features[in_train], train_labels[in_train]
-    queries, targets = val_features[in_val], val_labels[in_val]
-    if not len(bank) or not len(queries):
-        raise ValueError(_no_labels(len(bank), len(queries)))
-    num_classes = int(bank_labels.max()) + 1
-    votes = knn_votes(bank, bank_labels, queries, num_classes, k=k, temperature=temperature)
-    return (votes.argmax(1) == targets).double().mean().item()
+    sets = _checked(train_features, train_labels, val_features, val_labels)
+    return _knn(sets, k, temperature, device)
 
 
 def knn_votes(
@@ -222,15 +224,16 @@ def knn_votes(
     queries: Tensor,
     num_classes: int,
     *,
-    k: int = 20,
-    temperature: float = 0.07,
+    k: int,
+    temperature: float,
 ) -> Tensor:
     r"""Votes of the k nearest neighbours for each class, on cosine similarity.
 
     .. math:: v_{qc} = \sum_{i \in N_k(q),\, y_i = c} \exp((s_{qi} - \max_j s_{qj}) / T)
 
     Each query's votes are divided by its largest weight, which leaves their order and keeps them
-    finite at any temperature. Similarities are computed in blocks of at most 64 MiB.
+    finite at any temperature. The bank is read once, in pieces of at most 65,536 rows, which may
+    come from another device; similarities exist in blocks of at most 64 MiB.
 
     Args:
         bank: Features with known classes, of shape ``(N, F)``, not necessarily normalised.
@@ -256,22 +259,27 @@ def knn_votes(
     if not len(bank):
         raise ValueError("Expected a bank of at least one feature, but got an empty one.")
     k = min(k, len(bank))
-    bank, queries = normalize(bank.float(), dim=1), normalize(queries.float(), dim=1)
-    blocks = []
-    for block in queries.split(max(1, _BLOCK // len(bank))):
-        similarities, neighbours = (block @ bank.T).topk(k, dim=1)
-        weights = ((similarities - similarities[:, :1]) / temperature).exp()
-        votes = weights.new_zeros(len(block), num_classes)
-        blocks.append(votes.scatter_add_(1, bank_labels[neighbours], weights))
-    return torch.cat(blocks) if blocks else queries.new_zeros(0, num_classes)
+    queries = normalize(queries.float(), dim=1)
+    # the nearest so far; -inf is replaced, for all pieces together have k rows
+    nearest = queries.new_full((len(queries), k), -torch.inf)
+    classes = torch.zeros_like(nearest, dtype=torch.long)
+    for piece, labels in zip(bank.split(_ROWS), bank_labels.split(_ROWS), strict=True):
+        rows, of = normalize(piece.to(queries), dim=1), labels.to(queries.device)
+        step = max(1, _BLOCK // len(rows))
+        for block in (slice(i, i + step) for i in range(0, len(queries), step)):
+            similarities, at = (queries[block] @ rows.T).topk(min(k, len(rows)), dim=1)
+            nearest[block], best = torch.cat([nearest[block], similarities], 1).topk(k, dim=1)
+            classes[block] = torch.cat([classes[block], of[at]], 1).gather(1, best)
+    weights = ((nearest - nearest[:, :1]) / temperature).exp()
+    return queries.new_zeros(len(queries), num_classes).scatter_add_(1, classes, weights)
 
 
-def effective_rank(features: Tensor, max_samples: int = 25_600) -> float:
+def effective_rank(features: Tensor, max_samples: int = RANKME_SAMPLES) -> float:
     """RankMe of at most ``max_samples`` rows, spread evenly over the set.
 
     Args:
         features: Features or embeddings of shape ``(N, F)``.
-        max_samples: Most rows; 25,600 in the paper of RankMe.
+        max_samples: Most rows.
 
     Returns:
         Effective rank in ``[1, min(N, F)]``.
@@ -282,6 +290,67 @@ def effective_rank(features: Tensor, max_samples: int = 25_600) -> float:
     return rankme(features.float()).item()
 
 
+def _linear(sets: _Sets, max_samples: int, seed: int) -> float:
+    _at_least_two_classes(sets.train_labels)
+    train, labels = sets.train, sets.train_labels
+    if len(train) > max_samples:
+        warnings.warn(
+            f"The logistic regression is fitted on {max_samples} of {len(train)} training samples, "
+            "drawn at random: raise max_linear_samples for more.",
+            stacklevel=3,
+        )
+        drawn = np.random.default_rng(seed).permutation(len(train))[:max_samples]
+        kept = torch.from_numpy(drawn).to(train.device)
+        train, labels = train[kept], labels[kept]
+    shift, scale = _statistics(train)
+    return _fit_and_score(
+        _standardise(train, shift, scale),
+        labels.cpu().numpy(),
+        _standardise(sets.val, shift, scale),
+        sets.val_labels.cpu().numpy(),
+    )
+
+
+def _few_label(sets: _Sets, per_class: int, draws: int, seed: int) -> tuple[float, float]:
+    if per_class < 1 or draws < 1:
+        raise ValueError(
+            f"Expected `per_class` and `draws` to be at least 1, but got {per_class} and {draws}."
+        )
+    _at_least_two_classes(sets.train_labels)
+    labels = sets.train_labels.cpu().numpy()
+    members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    most = max(1, _FEW_LABEL_CLASSES // len(members))
+    if draws > most:
+        warnings.warn(
+            f"The few-label protocol takes {most} of {draws} draws, for each is of "
+            f"{len(members)} classes.",
+            stacklevel=3,
+        )
+    shift, scale = _statistics(sets.train)
+    val, val_labels = _standardise(sets.val, shift, scale), sets.val_labels.cpu().numpy()
+    scores = []
+    for draw in range(min(draws, most)):
+        generator = np.random.default_rng(seed + draw)
+        chosen = np.concatenate([generator.permutation(indices)[:per_class] for indices in members])
+        rows = sets.train[torch.from_numpy(chosen).to(sets.train.device)]
+        train = _standardise(rows, shift, scale)
+        scores.append(_fit_and_score(train, labels[chosen], val, val_labels))
+    return float(np.mean(scores)), float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0
+
+
+def _knn(sets: _Sets, k: int, temperature: float, device: torch.device | str | None) -> float:
+    votes = knn_votes(
+        sets.train,
+        sets.train_labels,
+        sets.val.to(device),
+        int(sets.train_labels.max()) + 1,
+        k=k,
+        temperature=temperature,
+    )
+    predicted = votes.argmax(1).to(sets.val_labels.device)
+    return (predicted == sets.val_labels).double().mean().item()
+
+
 def _fit_and_score(train: np.ndarray, labels: np.ndarray, val: np.ndarray, y: np.ndarray) -> float:
     model = LogisticRegression(C=1.0, max_iter=1000)
     with warnings.catch_warnings():
@@ -290,37 +359,53 @@ def _fit_and_score(train: np.ndarray, labels: np.ndarray, val: np.ndarray, y: np
         return float(model.fit(train, labels).score(val, y))
 
 
-def _standardise(train: np.ndarray, val: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    mean, std = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
+def _statistics(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each feature, in float64 a piece at a time."""
+    pieces = features.detach().split(_ROWS)
+    mean = torch.stack([rows.double().sum(0) for rows in pieces]).sum(0) / len(features)
+    squares = torch.stack([(rows.double() - mean).square().sum(0) for rows in pieces]).sum(0)
+    std = (squares / len(features)).sqrt()
     # a constant feature has a std of rounding errors, not always of 0
-    std[std <= 1e-6 * np.abs(mean) + 1e-12] = np.inf
-    scale, shift = std.astype(np.float32), mean.astype(np.float32)
-    return (train - shift) / scale, (val - shift) / scale
+    std[std <= 1e-6 * mean.abs() + 1e-12] = torch.inf
+    return mean.float().cpu().numpy(), std.float().cpu().numpy()
+
+
+def _standardise(features: Tensor, shift: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return (features.detach().float().cpu().numpy() - shift) / scale
+
+
+def _checked(
+    train_features: Tensor, train_labels: Tensor, val_features: Tensor, val_labels: Tensor
+) -> _Sets:
+    """The labelled samples of both sets, if all is as it should be."""
+    _check(train_features, train_labels, "train")
+    _check(val_features, val_labels, "val")
+    return _labelled(train_features, train_labels, val_features, val_labels)
 
 
 def _labelled(
     train_features: Tensor, train_labels: Tensor, val_features: Tensor, val_labels: Tensor
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Check the sets, drop the unlabelled samples, and go to NumPy."""
-    _check(train_features, train_labels, "train")
-    _check(val_features, val_labels, "val")
-    in_train, in_val = train_labels >= 0, val_labels >= 0
-    y, y_val = train_labels[in_train].cpu().numpy(), val_labels[in_val].cpu().numpy()
-    if not len(y) or not len(y_val):
-        raise ValueError(_no_labels(len(y), len(y_val)))
-    if len(np.unique(y)) < 2:
+) -> _Sets:
+    """Leave out the unlabelled samples; a set that has none is not copied."""
+    parts: list[Tensor] = []
+    for features, labels in ((train_features, train_labels), (val_features, val_labels)):
+        known = labels >= 0
+        parts += (features, labels) if known.all() else (features[known], labels[known])
+    sets = _Sets(*parts)
+    if not len(sets.train) or not len(sets.val):
         raise ValueError(
-            f"Expected at least 2 classes in the training set, but all {len(y)} labels are {y[0]}."
+            f"Expected labelled samples in both sets, but got {len(sets.train)} in training and "
+            f"{len(sets.val)} in validation (a label of -1 is no label)."
         )
-    x = train_features[in_train].detach().float().cpu().numpy()
-    return x, y, val_features[in_val].detach().float().cpu().numpy(), y_val
+    return sets
 
 
-def _no_labels(train: int, val: int) -> str:
-    return (
-        f"Expected labelled samples in both sets, but got {train} in training and {val} in "
-        "validation (a label of -1 is no label)."
-    )
+def _at_least_two_classes(labels: Tensor) -> None:
+    if (labels == labels[0]).all():
+        raise ValueError(
+            f"Expected at least 2 classes in the training set, but all {len(labels)} labels are "
+            f"{labels[0].item()}."
+        )
 
 
 def _check(features: Tensor, labels: Tensor, name: str) -> None:
@@ -329,7 +414,7 @@ def _check(features: Tensor, labels: Tensor, name: str) -> None:
             f"Expected `{name}_features` of shape (N, F) and `{name}_labels` of shape (N,), but got"
             f" {tuple(features.shape)} and {tuple(labels.shape)}."
         )
-    if not features.isfinite().all():
+    if not all(rows.isfinite().all() for rows in features.split(_ROWS)):
         raise ValueError(
             f"Expected finite `{name}_features`, but some are NaN or infinite: the network has "
             "diverged. Evaluate an earlier checkpoint."

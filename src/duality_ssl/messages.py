@@ -10,7 +10,8 @@ from difflib import get_close_matches
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn
+from types import UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -39,27 +40,43 @@ def explain(message: str, parser: ArgumentParser, methods: Sequence[str]) -> str
     if found := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
         name = found[1].split("=")[0]
         return f"Unknown argument {name!r}.{nearest(name, [f'--{option}' for option in options])}"
+    if "required" in message and re.search(r"\bmodel\b", message):
+        return f"No method was chosen. Name one with --model: {', '.join(methods)}."
     key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    if found := re.search(r"No module named '([^']+)'", message):
+        hint = " Install duality_ssl[bolts]." if found[1] == "pl_bolts" else ""
+        return f"{key}: there is no module {found[1]!r}.{hint}"
     if found := re.search(r"Option '([^']+)' is not accepted", message):
         return _unknown_init_arg(key, found[1], message, methods)
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
         return _unknown_class(key, found[1], methods)
     if key:
-        return _bad_value(key, message)
+        return _bad_value(key, message, parser)
     return " ".join(message.split())
 
 
 def _unknown_init_arg(key: str, name: str, message: str, methods: Sequence[str]) -> str:
-    found = re.findall(r"Problem with given class_path '([^']+)'", message)
-    module, _, class_name = found[-1].rpartition(".") if found else ("", "", "")
-    if class_name == "JointEmbedding":
+    cls = _class_named_in(message)
+    if cls is None or cls.__name__ == "JointEmbedding":
         return (
             f"Option {key}.{name} belongs to a method, and none is chosen before it. "
             f"Name one with --model: {', '.join(methods)}."
         )
-    known = list(inspect.signature(getattr(import_module(module), class_name)).parameters)
+    known = list(inspect.signature(cls).parameters)
     hint = nearest(name, known) or f" It takes {', '.join(known)}."
-    return f"{class_name} has no option {name!r}.{hint}"
+    return f"{cls.__name__} has no option {name!r}.{hint}"
+
+
+def _class_named_in(message: str) -> type | None:
+    """The innermost class that a message of jsonargparse speaks of."""
+    found = re.findall(r"class_path(?:=| )'([^']+)'", message)
+    if not found:
+        return None
+    module, _, name = found[-1].rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return None
 
 
 def _unknown_class(key: str, name: str, methods: Sequence[str]) -> str:
@@ -76,17 +93,45 @@ def subclasses(cls: type) -> list[type]:
     return [sub for child in children for sub in (child, *subclasses(child))]
 
 
-def _bad_value(key: str, message: str) -> str:
-    expected = re.findall(r"Expected an? (.+?)(?:\. Got value.*)?$", message, re.MULTILINE)
-    names = [re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.", r"\1", kind) for kind in expected]
-    kinds = " or ".join(dict.fromkeys(name for name in names if name != "NoneType"))
-    got = re.findall(r"Got value: (.+)", message) or re.findall(r"Given value: (.+)", message)
-    if kinds and got:
-        choices = re.findall(r"'([^']+)'", kinds)
-        kinds = re.sub(r"Literal\[(.+?)\]", r"one of \1", kinds)
-        return f"Expected {key} to be {kinds}, but got {got[0]!r}.{nearest(got[0], choices)}"
-    reason = message.partition(":")[2] or message
-    return f"{key}: {' '.join(reason.split())}"
+def _bad_value(key: str, message: str, parser: ArgumentParser) -> str:
+    got = re.findall(r"(?:Got value: |Given value: )(.+?)(?:\. Got value|$)", message, re.MULTILINE)
+    hint = _annotation(key, message, parser)
+    if hint is None or not got:
+        reason = message.partition(":")[2] or message
+        return f"{key}: {' '.join(reason.split())}"
+    choices = [value for value in _members(hint) if isinstance(value, str)]
+    return f"Expected {key} to be {_kind(hint)}, but got {got[0]!r}.{nearest(got[0], choices)}"
+
+
+def _annotation(key: str, message: str, parser: ArgumentParser) -> Any:
+    """The type of an option, from the parser or from the signature of the class that takes it."""
+    for action in parser._actions:
+        if action.dest == key and key != "model":
+            return getattr(action, "_typehint", None)
+    cls = _class_named_in(message)
+    parameter = inspect.signature(cls).parameters.get(key.rpartition(".")[2]) if cls else None
+    return None if parameter is None else parameter.annotation
+
+
+def _members(hint: Any) -> list[Any]:
+    """The alternatives of a union, the choices of a literal in their place."""
+    if get_origin(hint) in (Union, UnionType):
+        return [member for part in get_args(hint) for member in _members(part)]
+    return list(get_args(hint)) if get_origin(hint) is Literal else [hint]
+
+
+def _kind(hint: Any) -> str:
+    """A type in words: ``int or float``, ``[float, float]``, ``one of 'error', 'skip'``."""
+    members = [member for member in _members(hint) if member is not type(None)]
+    choices = [repr(member) for member in members if isinstance(member, str | int)]
+    kinds = [
+        f"[{', '.join(map(_kind, get_args(member)))}]"
+        if get_origin(member) in (tuple, list)
+        else getattr(member, "__name__", str(member))
+        for member in members
+        if not isinstance(member, str | int)
+    ]
+    return " or ".join([*kinds, *([f"one of {', '.join(choices)}"] if choices else [])])
 
 
 def check_configs(words: Sequence[str]) -> None:
@@ -125,14 +170,19 @@ def sentence_of(error: BaseException) -> str | None:
         chain.append(cause)
     for link in chain:
         text = str(link)
-        if "Original Traceback" in text:  # a worker of the data loader passes on what it caught
-            return text.rstrip().splitlines()[-1].partition(": ")[2]
-        frames = traceback.extract_tb(link.__traceback__)
-        ours = frames and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
-        if ours and isinstance(link, ValueError | OSError):
-            return text
-        if isinstance(link, MisconfigurationException | OSError):
+        if isinstance(link, MisconfigurationException):
             return " ".join(text.split())
+        if not isinstance(link, ValueError | OSError):
+            continue
+        package = str(Path(__file__).parent)
+        if "Original Traceback" in text:  # what a worker of the data loader caught and passed on
+            frames = re.findall(r'File "([^"]+)"', text)
+            if frames[-1].startswith(package):
+                return text.rstrip().splitlines()[-1].partition(": ")[2]
+            continue
+        files = [frame.filename for frame in traceback.extract_tb(link.__traceback__)]
+        if isinstance(link, OSError) or (files and files[-1].startswith(package)):
+            return text
     return None
 
 

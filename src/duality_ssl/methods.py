@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from duality_ssl import criteria
 from duality_ssl.backbones import create_backbone
@@ -53,10 +54,10 @@ class JointEmbedding(LightningModule):
         warmup_epochs: Epochs of linear warm-up from 0, before the cosine.
         final_lr_fraction: The cosine ends at this fraction of the learning rate.
         joint_forward: Send both views through the network in one call, so that batch norm sees
-            their 2 N images together; otherwise one call a view, N images each, as the published
-            recipes of VICReg, Barlow Twins and SimCLR do.
-        pretrained: File of weights to start from: a checkpoint of this package, or the state dict
-            of a backbone (``.pt``, ``.pth``, ``.safetensors``).
+            their 2 N images together, as SimCLR's original code does; otherwise one call a view, N
+            images each, as that of VICReg and Barlow Twins, and every recipe in ``configs/``.
+        pretrained: File of weights that a fit starts from: a checkpoint of this package, or the
+            state dict of a backbone (``.pt``, ``.pth``, ``.safetensors``).
 
     Raises:
         ValueError: For a name, a width or a number that cannot be used.
@@ -111,7 +112,7 @@ class JointEmbedding(LightningModule):
             )
         super().__init__()
         # a class or a function has no place in a checkpoint that loads with weights_only=True
-        self.save_hyperparameters(ignore=["optimizer", "scheduler"])
+        self.save_hyperparameters(ignore=["optimizer", "scheduler", "pretrained"])
         self.criterion = self.criterion_class(**criterion_args)
         self.backbone = create_backbone(backbone, in_channels, image_size)
         num_features: int = self.backbone.num_features  # type: ignore[assignment]
@@ -125,16 +126,44 @@ class JointEmbedding(LightningModule):
         self.warmup_epochs = warmup_epochs
         self.final_lr_fraction = final_lr_fraction
         self.joint_forward = joint_forward
-        if pretrained is not None:
-            load_backbone(self.backbone, pretrained)
+        self.pretrained = pretrained
 
     def setup(self, stage: str) -> None:
-        """Refuse images whose channels the backbone cannot take, before the first batch."""
-        channels = getattr(getattr(self.trainer, "datamodule", None), "channels", self.in_channels)
+        """Load the weights a fit starts from; refuse images that the backbone cannot take."""
+        if stage == "fit" and self.pretrained is not None and self.trainer.ckpt_path is None:
+            load_backbone(self.backbone, self.pretrained)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        channels = getattr(datamodule, "channels", self.in_channels)
         if channels != self.in_channels:
             raise ValueError(
                 f"Expected images of {self.in_channels} channels, but the data has {channels}. "
                 f"Set --model.in_channels {channels}."
+            )
+        size = getattr(datamodule, "image_size", None)
+        patches: Any = getattr(self.backbone, "patch_embed", None)  # of a transformer
+        if size and getattr(patches, "strict_img_size", False) and size not in patches.img_size:
+            raise ValueError(
+                f"Expected images of {patches.img_size[0]} pixels, but the data has {size}. "
+                f"Set --model.image_size {size}, or --data.image_size {patches.img_size[0]}."
+            )
+
+    def on_train_start(self) -> None:
+        """Log at least once an epoch, however short the epoch."""
+        batches = self.trainer.num_training_batches
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        self.trainer.log_every_n_steps = int(min(every, batches))  # type: ignore[attr-defined]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say whose weights these are."""
+        checkpoint["method"] = type(self).__name__
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Warn of weights that another method has trained."""
+        method = checkpoint.get("method", type(self).__name__)
+        if method != type(self).__name__:
+            rank_zero_warn(
+                f"The checkpoint is of {method}, and {type(self).__name__} goes on with its "
+                "weights and optimiser. To start from its backbone only, use --model.pretrained."
             )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -195,9 +224,14 @@ class JointEmbedding(LightningModule):
         )
         groups = [{**group, "lr": lr} for group in parameter_groups(self, self.weight_decay)]
         optimizer = self.optimizer(groups)
-        _warn_of_replaced_lr(optimizer, lr)
+        _warn_of_replaced(optimizer, {"lr": lr, "weight_decay": self.weight_decay})
         if self.scheduler is not None:
             schedule, interval = self.scheduler(optimizer), "epoch"
+            if isinstance(schedule, ReduceLROnPlateau):
+                raise ValueError(
+                    "Expected a scheduler that needs no metric, but got ReduceLROnPlateau: there "
+                    "is no validation loss here. Take another one, or none for the cosine."
+                )
         else:
             warmup = self._warmup_steps(total_steps)
             schedule = warmup_cosine(optimizer, warmup, total_steps, self.final_lr_fraction)
@@ -217,6 +251,14 @@ class JointEmbedding(LightningModule):
         return int(total)
 
     def _warmup_steps(self, total_steps: int) -> int:
+        if self.warmup_epochs == 0:
+            return 0
+        self.trainer.fit_loop.setup_data()  # without which the length of an epoch is not known
+        if math.isinf(self.trainer.num_training_batches):
+            raise ValueError(
+                f"Expected loaders that know their length, to warm up for {self.warmup_epochs:g} "
+                "epochs, but got one that does not. Set --model.warmup_epochs 0."
+            )
         per_epoch = math.ceil(
             self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         )
@@ -265,15 +307,17 @@ def _documented_arguments(cls: type) -> str:
     return (inspect.getdoc(cls) or "").partition("Args:\n")[2].partition("\n\n")[0]
 
 
-def _warn_of_replaced_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Say so when the optimiser was given a learning rate of its own, which is not used."""
-    given = optimizer.defaults.get("lr")
-    signature = inspect.signature(type(optimizer)).parameters
-    default = signature["lr"].default if "lr" in signature else given
-    if isinstance(default, float) and given != default:
-        rank_zero_warn(
-            f"The optimiser's own lr {given:g} is replaced by {lr:g}. Set --model.base_lr instead."
-        )
+def _warn_of_replaced(optimizer: torch.optim.Optimizer, used: dict[str, float]) -> None:
+    """Say so when the optimiser was given values of its own that are not used."""
+    parameters = inspect.signature(type(optimizer)).parameters
+    for name, value in used.items():
+        given = optimizer.defaults.get(name, value)
+        # 0 is no decision: where the command line changes the class, LARS's decay of 0 stays behind
+        if name in parameters and given not in (parameters[name].default, value, 0):
+            rank_zero_warn(
+                f"The optimiser's own {name} {given:g} is replaced by {value:g}. "
+                f"Set --model.{'base_lr' if name == 'lr' else name} instead."
+            )
 
 
 class SimCLR(JointEmbedding, criterion=criteria.SimCLR):

@@ -194,7 +194,7 @@ def scaled_lr(base_lr: float, global_batch: int) -> float:
 
 
 def warmup_cosine(
-    optimizer: Optimizer, warmup_steps: int, total_steps: int, floor: float = 0.001
+    optimizer: Optimizer, warmup_steps: int, total_steps: int, floor: float
 ) -> LambdaLR:
     r"""Schedule every group's learning rate: linear warm-up from zero, then cosine to a floor.
 

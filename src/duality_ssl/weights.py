@@ -1,12 +1,10 @@
 """Weights of a backbone from a file: nothing is unpickled, and no missing key goes unnoticed."""
 
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -36,22 +34,25 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
         (_below(weights, prefix) for prefix in _PREFIXES),
         key=lambda candidate: len(wanted.keys() & candidate.keys()),
     )
-    missing = [key for key in wanted if key not in found]
+    # counts that no forward pass reads, which old files lack
+    needed = [key for key in wanted if not key.endswith("num_batches_tracked")]
+    missing = [key for key in needed if key not in found]
     if missing:
         raise ValueError(
-            f"Expected {path} to hold the {len(wanted)} tensors of the backbone, but "
+            f"Expected {path} to hold the {len(needed)} tensors of the backbone, but "
             f"{len(missing)} are missing, {missing[0]} first. Is it another backbone's?"
         )
-    for key, tensor in wanted.items():
-        if found[key].shape != tensor.shape:
+    taken = {key: found[key] for key in wanted if key in found}
+    for key, tensor in taken.items():
+        if tensor.shape != wanted[key].shape:
             raise ValueError(
-                f"Expected {key} of {path} to have shape {tuple(tensor.shape)}, but got "
-                f"{tuple(found[key].shape)}. Is it another backbone's, or made for other channels?"
+                f"Expected {key} of {path} to have shape {tuple(wanted[key].shape)}, but got "
+                f"{tuple(tensor.shape)}. Is it another backbone's, or made for other channels?"
             )
-    backbone.load_state_dict({key: found[key] for key in wanted})
+    backbone.load_state_dict({**wanted, **taken})
     rank_zero_info(
-        f"Loaded {len(wanted)} tensors of the backbone from {path}; "
-        f"{len(weights) - len(wanted)} others in the file were left out."
+        f"Loaded {len(taken)} tensors of the backbone from {path}; "
+        f"{len(weights) - len(taken)} others in the file were left out."
     )
 
 
@@ -66,13 +67,16 @@ def _read(path: Path) -> dict[str, Tensor]:
             content = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged file can fail in any way
         raise ValueError(
             f"Expected {path} to be a file of weights, but it cannot be read as one: it is "
             f"truncated, or holds more than tensors ({type(error).__name__})."
         ) from error
-    content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    for name in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    entries = content.items() if isinstance(content, dict) else ()
+    weights = {k: v for k, v in entries if isinstance(k, str) and isinstance(v, Tensor)}
     if not weights:
-        raise ValueError(f"Expected {path} to hold a state dict, but it holds no tensor.")
+        raise ValueError(f"Expected {path} to hold a state dict, but it holds no named tensor.")
     return weights

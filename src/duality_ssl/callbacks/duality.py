@@ -83,9 +83,9 @@ def duality_terms(z: Tensor) -> dict[str, Tensor]:
         - ``sample_contrastive``: :math:`L_c`, the squared off-diagonal of :math:`z z^T`.
         - ``dimension_contrastive``: :math:`L_{nc}`, the squared off-diagonal of :math:`z^T z`.
         - ``columns_fourth_over_bound``: :math:`\sum_j \|z_{\cdot j}\|^4` over its lower bound
-          :math:`N^2/D`, at least 1.
+          :math:`N^2/D`, at least 1 if no row is zero.
         - ``rows_fourth_over_bound``: :math:`\sum_i \|z_{i \cdot}\|^4` over its lower bound
-          :math:`D^2/N`, of z with unit columns, at least 1.
+          :math:`D^2/N`, of z with unit columns, at least 1 if no column is zero.
         - ``cosine_mean``, ``cosine_std``: of the N (N - 1) cosines between different samples.
         - ``theorem_residual``: the difference of the two sides of theorem 3.3 over their size,
           :math:`|\|z^T z\|_F^2 - \|z z^T\|_F^2| / \|z z^T\|_F^2`, each computed from its own

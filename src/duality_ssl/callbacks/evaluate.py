@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from duality_ssl.callbacks.outputs import OutputStore, output_folder, write_atomically
-from duality_ssl.evaluation import evaluate
+from duality_ssl.callbacks.outputs import OutputStore, output_path, write_atomically
+from duality_ssl.evaluation import Settings, evaluate
 
 _SAID = ("linear_top1", "knn_top1", "few_label_top1", "rankme")
 
@@ -19,11 +20,12 @@ class OfflineEvaluation(Callback):
     """Evaluates frozen features when ``trainer.test`` ends and writes ``evaluation.json``.
 
     Test loader 0 is the training set, un-augmented, loader 1 the validation set. Features of all
-    processes go to the CPU; the first process runs :func:`duality_ssl.evaluation.evaluate`, logs
+    processes go to the first one's memory; it runs :func:`duality_ssl.evaluation.evaluate`, logs
     ``test/linear_top1``, ``test/knn_top1``, ``test/few_label_top1``, ``test/few_label_std``,
     ``test/rankme`` (validation embeddings) and ``test/rankme_features`` (accuracies as fractions),
     and writes them, with the sizes of the sets and what was asked for, beside the checkpoint (in
-    the run's folder if there is none). Without labels only the ranks are there.
+    the run's folder if there is none): ``evaluation.json`` for ``last.ckpt``, and
+    ``evaluation-best.json`` for ``best.ckpt``. Without labels only the ranks are there.
 
     Args:
         k: Neighbours that vote in the k-NN.
@@ -38,19 +40,15 @@ class OfflineEvaluation(Callback):
 
     def __init__(
         self,
-        k: int = 5,
-        temperature: float = 0.07,
-        max_linear_samples: int = 50_000,
-        labels_per_class: int = 5,
-        few_label_draws: int = 20,
+        k: int = Settings.k,
+        temperature: float = Settings.temperature,
+        max_linear_samples: int = Settings.max_linear_samples,
+        labels_per_class: int = Settings.labels_per_class,
+        few_label_draws: int = Settings.few_label_draws,
     ) -> None:
-        self.settings: dict[str, Any] = {
-            "k": k,
-            "temperature": temperature,
-            "max_linear_samples": max_linear_samples,
-            "labels_per_class": labels_per_class,
-            "few_label_draws": few_label_draws,
-        }
+        self.settings = Settings(
+            k, temperature, max_linear_samples, labels_per_class, few_label_draws
+        )
         self._train = OutputStore(())
         self._val = OutputStore(())
 
@@ -81,7 +79,7 @@ class OfflineEvaluation(Callback):
         """Evaluate, log and write, on the first process."""
         train = self._train.gather(pl_module.device)
         val = self._val.gather(pl_module.device)
-        path = output_folder(trainer) / "evaluation.json"
+        path = output_path(trainer, "evaluation.json")
         if not trainer.is_global_zero:
             return
         results = evaluate(
@@ -90,10 +88,12 @@ class OfflineEvaluation(Callback):
             val["features"],
             val["labels"],
             val_embeddings=val["embeddings"],
-            **self.settings,
+            settings=self.settings,
+            device=pl_module.device,
         )
         for name, value in results.items():
-            pl_module.log(f"test/{name}", value, rank_zero_only=True)
+            # nothing is synchronised, for the others are gone: sync_dist only spares the advice
+            pl_module.log(f"test/{name}", value, rank_zero_only=True, sync_dist=True)
         record = {**results, **self._facts(trainer, pl_module, train, val)}
         content = json.dumps(record, indent=2) + "\n"
         write_atomically(path, lambda file: file.write(content.encode()))
@@ -114,5 +114,5 @@ class OfflineEvaluation(Callback):
             "num_train": len(train["labels"]),
             "num_val": len(val["labels"]),
             "num_features": train["features"].shape[1],
-            "settings": self.settings,
+            "settings": asdict(self.settings),
         }

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from duality_ssl.callbacks.labelled import Accuracies, LabelledCallback, is_validation_set
 from duality_ssl.distributed import all_gather_rows, world_size
-from duality_ssl.evaluation import knn_votes
+from duality_ssl.evaluation import Settings, knn_votes
 
 
 class FeatureBank:
@@ -59,7 +61,7 @@ class OnlineKNN(LabelledCallback):
     Where the pretraining data has no labels but the data module has a labelled set for probing
     (``probe_is_pretrain`` False), they are that set's features, of the same validation. The bank is
     not in the checkpoint: after a resume in the middle of an epoch the first validation sees the
-    features of the rest of that epoch.
+    features of the rest of that epoch, and ``validate`` has no k-NN, which a warning says.
 
     Logs ``val/knn_top1`` and ``val/knn_top5`` (more than 5 classes) as fractions, each validation
     sample counted once.
@@ -75,7 +77,9 @@ class OnlineKNN(LabelledCallback):
     Source: Wu et al., CVPR 2018, section 3.4, https://arxiv.org/abs/1805.01978
     """
 
-    def __init__(self, k: int = 20, temperature: float = 0.07, bank_size: int = 16_384) -> None:
+    def __init__(
+        self, k: int = 20, temperature: float = Settings.temperature, bank_size: int = 16_384
+    ) -> None:
         super().__init__()
         if k < 1 or bank_size < 1 or not temperature > 0:
             raise ValueError(
@@ -88,6 +92,7 @@ class OnlineKNN(LabelledCallback):
         self._bank: FeatureBank | None = None
         self._gathered: tuple[Tensor, Tensor] | None = None
         self._accuracies: Accuracies | None = None
+        self._said_off = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with an empty bank."""
@@ -121,6 +126,13 @@ class OnlineKNN(LabelledCallback):
             self._bank = FeatureBank(self._share())
         elif self._bank is not None:
             self._gathered = self._bank.gather()
+        elif trainer.state.fn == TrainerFn.VALIDATING and not self._said_off:
+            rank_zero_warn(
+                "OnlineKNN is off: its neighbours are features of training batches, which "
+                "`validate` has none of. Run `test`, which has a k-NN of its own, or name a "
+                "labelled set with --data.probe_source or --data.probe_root."
+            )
+            self._said_off = True
 
     def on_validation_batch_end(
         self,

@@ -25,16 +25,15 @@ class LabelledCallback(Callback):
         self.num_classes = getattr(datamodule, "num_classes", None)
         if self.num_classes is None and stage in ("fit", "validate") and not self._warned:
             rank_zero_warn(
-                f"{type(self).__name__} is off: the data has no labels. Name a labelled set for "
-                "the probes to turn it on."
+                f"{type(self).__name__} is off: the data has no labels. Name a labelled set "
+                "with --data.probe_source or --data.probe_root to turn it on."
             )
             self._warned = True
 
     @staticmethod
     def learns_in_validation(trainer: Trainer) -> bool:
         """Whether an earlier validation loader, not the training batches, has the labels."""
-        own_labels = getattr(getattr(trainer, "datamodule", None), "probe_is_pretrain", True)
-        return not own_labels and len(trainer.num_val_batches) > 1
+        return not getattr(getattr(trainer, "datamodule", None), "probe_is_pretrain", True)
 
 
 def is_validation_set(trainer: Trainer, dataloader_idx: int) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningModule, Trainer
@@ -91,7 +91,8 @@ class OnlineLinearProbe(LabelledCallback):
 
     Where the pretraining data has no labels and the data module has a labelled set for probing
     (``probe_is_pretrain`` False), the heads learn from that set's features at each validation, with
-    one cosine a validation, and keep what they have learnt for the next.
+    one cosine a validation, and keep what they have learnt for the next; mean and variance start
+    anew. A fit that goes on with the same trainer (more epochs) goes on with the heads.
 
     Logs ``train/probe_loss``, ``train/probe_top1`` (means over an epoch), ``val/probe_top1`` and
     ``val/probe_top5`` (more than 5 classes), each sample counted once; for the projector
@@ -150,8 +151,11 @@ class OnlineLinearProbe(LabelledCallback):
         self._restored = state_dict
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Build the heads, from the checkpoint where there is one."""
-        self._build(pl_module)
+        """Build the heads, from the checkpoint where there is one; keep those of a fit gone on."""
+        heads = self._new_heads(pl_module)
+        goes_on = trainer.global_step > 0 and self._restored is None
+        if not goes_on or _shapes(heads) != _shapes(self.heads):
+            self._start(heads)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the length of the run for the learning rate's cosine."""
@@ -173,14 +177,15 @@ class OnlineLinearProbe(LabelledCallback):
         views = {name: torch.cat(outputs[_OUTPUTS[name]]) for name in self.representations}
         labels = outputs["labels"].repeat(2)
         progress = self._steps / self._total_steps
-        _log(pl_module, self._step(self._optimizer, views, labels, progress), len(labels))
+        metrics = self._step(self._optimizer, views, labels, progress, seen=self._steps)
+        _log(pl_module, metrics, len(labels))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Agree on the batches of the labelled set; outside a fit, take the checkpoint's heads."""
         if trainer.sanity_checking or self.num_classes is None:
             return
         if trainer.state.fn != TrainerFn.FITTING and self._restored is not None:
-            self._build(pl_module)
+            self._start(self._new_heads(pl_module))
         self._accuracies = {
             name: Accuracies(self.num_classes, pl_module.device) for name in self.representations
         }
@@ -214,7 +219,9 @@ class OnlineLinearProbe(LabelledCallback):
         ):
             features = {name: outputs[_OUTPUTS[name]] for name in self.representations}
             progress = batch_idx / self._probe_batches
-            _log(pl_module, self._step(self._optimizer, features, labels, progress), len(labels))
+            # the last validation's statistics are those of another network
+            metrics = self._step(self._optimizer, features, labels, progress, seen=batch_idx)
+            _log(pl_module, metrics, len(labels))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the accuracies over all processes."""
@@ -223,19 +230,24 @@ class OnlineLinearProbe(LabelledCallback):
         for name in self.representations:
             self._accuracies[name].log(pl_module, f"val/{_NAMES[name]}")
 
-    def _build(self, pl_module: LightningModule) -> None:
-        self.heads, self._optimizer = nn.ModuleDict(), None
-        self._steps = 0
+    def _new_heads(self, pl_module: LightningModule) -> nn.ModuleDict:
+        """Untrained heads on the module's device; none without labels."""
+        heads, module = nn.ModuleDict(), cast(Any, pl_module)
         if self.num_classes is None:
-            return
-        module: Any = pl_module
+            return heads
         for name in self.representations:
             backbone = name == "backbone"
             width = module.backbone.num_features if backbone else module.embedding_dim
-            self.heads[name] = StandardizedLinear(width, self.num_classes)
-        self.heads.to(pl_module.device)
+            heads[name] = StandardizedLinear(width, self.num_classes)
+        return heads.to(pl_module.device)
+
+    def _start(self, heads: nn.ModuleDict) -> None:
+        """Begin with these heads, in the state of the checkpoint where there is one."""
+        self.heads, self._optimizer, self._steps = heads, None, 0
+        if not heads:
+            return
         optimizer = torch.optim.AdamW(
-            self.heads.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+            heads.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
         )
         if self._restored:
             self._restore_heads(self._restored["heads"])
@@ -264,8 +276,17 @@ class OnlineLinearProbe(LabelledCallback):
         features: Mapping[str, Tensor],
         labels: Tensor,
         progress: float,
+        seen: int,
     ) -> dict[str, Tensor]:
-        """Take one step of all heads towards the labels; return their losses and accuracies."""
+        """Take one step of all heads towards the labels; return their losses and accuracies.
+
+        Args:
+            optimizer: The optimiser of the heads.
+            features: Features by representation.
+            labels: Their classes; -1 is unlabelled.
+            progress: Where on the learning rate's cosine the step is, from 0 to 1.
+            seen: Batches that this network's statistics have seen.
+        """
         labels = _plain(labels)
         known = labels >= 0
         mask = known.float().unsqueeze(1)
@@ -275,7 +296,7 @@ class OnlineLinearProbe(LabelledCallback):
         with torch.autocast(labels.device.type, enabled=False):
             for name, head in self.heads.items():
                 h = _plain(features[name]).float()
-                head.observe(h, mask, count, self._steps)  # type: ignore[operator]
+                head.observe(h, mask, count, seen)  # type: ignore[operator]
                 logits = head(h)
                 total = cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
                 # averaged over processes, this is the mean over the labelled global batch
@@ -295,6 +316,10 @@ class OnlineLinearProbe(LabelledCallback):
 def _plain(tensor: Tensor) -> Tensor:
     """A tensor that autograd may keep: a copy of one made in inference mode, else itself."""
     return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+def _shapes(heads: nn.ModuleDict) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in heads.state_dict().items()}
 
 
 def _log(pl_module: LightningModule, metrics: Mapping[str, Tensor], batch_size: int) -> None:

@@ -3,14 +3,19 @@
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 from lightning import Trainer
 from torch import Tensor
 
-from duality_ssl.distributed import all_gather_rows
+from duality_ssl.distributed import all_gather_rows, rank, world_size
+
+# rows of one process in one message
+_ROWS = 2**14
 
 
 class OutputStore:
@@ -36,8 +41,14 @@ class OutputStore:
     def gather(self, device: torch.device) -> dict[str, Tensor]:
         """Rows of all processes, in rank order, where they are kept; the store is empty after.
 
+        Only the first process gets them, a piece at a time: a large set fits into its memory and
+        need not fit into that of an accelerator.
+
         Args:
             device: Device that the processes communicate on.
+
+        Returns:
+            The rows by name; an empty dictionary on the other processes.
         """
         gathered = {}
         for name, rows in self._rows.items():
@@ -48,17 +59,44 @@ class OutputStore:
                 )
             local = torch.cat(rows)
             rows.clear()
-            gathered[name] = all_gather_rows(local.to(device)).to(local.device)
-        return gathered
+            gathered[name] = local if world_size() == 1 else _gather_to_first(local, device)
+        return gathered if rank() == 0 else {}
 
 
-def output_folder(trainer: Trainer) -> Path:
-    """The folder of the checkpoint in use, or the run's own where there is no checkpoint.
+def _gather_to_first(local: Tensor, device: torch.device) -> Tensor:
+    """All processes' rows in rank order on the first process; no row on the others."""
+    counts = all_gather_rows(torch.tensor([len(local)], device=device)).tolist()
+    gathered = local.new_empty(sum(counts) if rank() == 0 else 0, *local.shape[1:])
+    starts = list(accumulate(counts[:-1], initial=0))
+    for start in range(0, max(counts), _ROWS):
+        piece = all_gather_rows(local[start : start + _ROWS].to(device))
+        if rank() == 0:
+            sizes = [min(max(count - start, 0), _ROWS) for count in counts]
+            for first, part in zip(starts, piece.split(sizes), strict=True):
+                gathered[first + start : first + start + len(part)] = part
+    return gathered
 
-    To be called by every process: they agree on the run's folder.
+
+def gather_strings(strings: Sequence[str], device: torch.device) -> list[str]:
+    """Strings of all processes, in rank order; none of them may hold a null character."""
+    own = np.frombuffer(b"".join(os.fsencode(string) + b"\0" for string in strings), np.uint8)
+    joined = all_gather_rows(torch.from_numpy(own.copy()).to(device)).cpu().numpy().tobytes()
+    return [os.fsdecode(string) for string in joined.split(b"\0")[:-1]]
+
+
+def output_path(trainer: Trainer, filename: str) -> Path:
+    """Where a file about the checkpoint in use goes: beside it, under a name that says which.
+
+    What is said of ``best.ckpt`` has ``-best`` in its name (``evaluation-best.json``), and so on;
+    of ``last.ckpt`` it has the plain name. Without a checkpoint the plain name is in the run's own
+    folder. To be called by every process: they agree on the run's folder.
     """
     run = trainer.log_dir or trainer.default_root_dir
-    return Path(trainer.ckpt_path).parent if trainer.ckpt_path else Path(run)
+    if not trainer.ckpt_path:
+        return Path(run) / filename
+    checkpoint, plain = Path(trainer.ckpt_path), Path(filename)
+    mark = "" if checkpoint.stem == "last" else f"-{checkpoint.stem}"
+    return checkpoint.parent / f"{plain.stem}{mark}{plain.suffix}"
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from duality_ssl.callbacks.outputs import OutputStore, output_folder, write_atomically
+from duality_ssl.callbacks.outputs import OutputStore, gather_strings, output_path, write_atomically
 
 _NAMES = ("features", "embeddings", "labels")
 
@@ -16,22 +16,24 @@ class FeatureWriter(Callback):
     """Writes features, embeddings and labels of all of ``trainer.predict`` to one file.
 
     ``features`` ``(N, F)`` and ``embeddings`` ``(N, D)`` are float32, ``labels`` ``(N,)`` int64 (-1
-    is unlabelled). The file is a NumPy archive without pickles, read with
-    ``numpy.load("features.npz")``, beside the checkpoint (in the run's folder if there is none).
-    Rows are in the order of the predict loader; with several processes, those of the first come
-    first.
+    is unlabelled); of image files ``paths`` ``(N,)`` says which they are, as they were opened. The
+    file is a NumPy archive without pickles, read with ``numpy.load("features.npz")``, beside the
+    checkpoint (in the run's folder if there is none): ``features.npz`` for ``last.ckpt``, and
+    ``features-best.npz`` for ``best.ckpt``. Rows are in the order of the predict loader; with
+    several processes, those of the first come first.
 
     Args:
-        filename: Name of the file.
+        filename: Name of the file, of another checkpoint than the last with that one's name added.
     """
 
     def __init__(self, filename: str = "features.npz") -> None:
         self.filename = filename
         self._store = OutputStore(_NAMES)
+        self._paths: list[str] = []
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with an empty store."""
-        self._store = OutputStore(_NAMES, device="cpu")
+        self._store, self._paths = OutputStore(_NAMES, device="cpu"), []
 
     def on_predict_batch_end(
         self,
@@ -42,18 +44,22 @@ class FeatureWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep this batch's outputs."""
+        """Keep this batch's outputs, and of which files they are."""
         self._store.add(outputs)
+        self._paths += getattr(batch, "paths", ())
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather over processes; the first one writes."""
         rows = self._store.gather(pl_module.device)
-        path = output_folder(trainer) / self.filename
+        paths = gather_strings(self._paths, pl_module.device) if self._paths else []
+        path = output_path(trainer, self.filename)
         if not trainer.is_global_zero:
             return
         arrays = {
             name: (value.float() if value.is_floating_point() else value).numpy()
             for name, value in rows.items()
         }
+        if paths:
+            arrays["paths"] = np.array(paths)
         write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
         rank_zero_info(f"Wrote {len(arrays['labels'])} samples to {path}.")

@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from duality_ssl.callbacks.labelled import is_validation_set
 from duality_ssl.callbacks.outputs import OutputStore
 from duality_ssl.distributed import world_size
+from duality_ssl.evaluation import RANKME_SAMPLES
 from duality_ssl.functional import rankme
 
 _NAMES = {"embeddings": "val/rankme", "features": "val/rankme_features"}
@@ -33,7 +32,7 @@ class RankMe(Callback):
     Source: Garrido et al., RankMe, ICML 2023, https://arxiv.org/abs/2210.02885 (25,600 samples)
     """
 
-    def __init__(self, max_samples: int = 25_600) -> None:
+    def __init__(self, max_samples: int = RANKME_SAMPLES) -> None:
         if max_samples < 2:
             raise ValueError(f"Expected `max_samples` of at least 2, but got {max_samples}.")
         self.max_samples = max_samples
@@ -65,10 +64,7 @@ class RankMe(Callback):
         """Log both effective ranks."""
         if trainer.sanity_checking or not len(self._store):
             return
-        for name, rows in self._store.gather(pl_module.device).items():
-            pl_module.log(_NAMES[name], _finite_rank(rows.float()), sync_dist=True)
-
-
-def _finite_rank(rows: Tensor) -> Tensor:
-    """RankMe, or NaN for rows that have none."""
-    return rankme(rows) if rows.isfinite().all() else rows.new_tensor(torch.nan)
+        rows = self._store.gather(pl_module.device)
+        ranks = {_NAMES[name]: rankme(z).item() for name, z in rows.items()}
+        # every process has the first one's value: sync_dist only tells Lightning that it is known
+        pl_module.log_dict(trainer.strategy.broadcast(ranks), sync_dist=True)

@@ -1,6 +1,6 @@
 """Data: image sources, batched augmentations, and the one data module."""
 
-from duality_ssl.data.augment import Augmentation, Draws, View
+from duality_ssl.data.augment import Augmentation, Draws, View, ViewChanges
 from duality_ssl.data.datamodule import SSLDataModule
 from duality_ssl.data.folder import FileImages
 from duality_ssl.data.sources import (
@@ -19,6 +19,7 @@ __all__ = [
     "ImageSource",
     "SSLDataModule",
     "View",
+    "ViewChanges",
     "available_sources",
     "create_source",
     "register_source",

@@ -1,6 +1,7 @@
 """Two random views of a batch: parameters drawn on the CPU, applied on the batch's device."""
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ class View:
     """How one view of an image is drawn; the defaults are BYOL's with SimCLR's blur.
 
     Raises:
-        ValueError: If a probability is outside [0, 1], a strength is negative, or a range is empty.
+        ValueError: If a probability is outside [0, 1], a strength is negative, a range is empty, or
+            one of them is not finite.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -51,17 +53,57 @@ class View:
             if not 0 <= (p := getattr(self, name)) <= 1:
                 raise ValueError(f"Expected `{name}` to be a probability in [0, 1], but got {p}.")
         for name in _STRENGTHS:
-            if (strength := getattr(self, name)) < 0:
-                raise ValueError(f"Expected `{name}` to be 0 or more, but got {strength}.")
+            if not 0 <= (strength := getattr(self, name)) < math.inf:
+                raise ValueError(
+                    f"Expected `{name}` to be finite and 0 or more, but got {strength}."
+                )
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"Expected `hue` to be in [0, 0.5] turns, but got {self.hue}.")
-        for name, top in (("scale", 1.0), ("ratio", float("inf")), ("sigma", float("inf"))):
+        for name, top in (("scale", " <= 1"), ("ratio", ""), ("sigma", "")):
             low, high = getattr(self, name)
-            if not 0 < low <= high <= top:
+            if not 0 < low <= high < math.inf or (top and high > 1):
                 raise ValueError(
-                    f"Expected `{name}` to be a range 0 < low <= high <= {top}, but got "
+                    f"Expected `{name}` to be a finite range 0 < low <= high{top}, but got "
                     f"({low}, {high})."
                 )
+
+
+@dataclass(frozen=True)
+class ViewChanges:
+    """What one view has otherwise than another; see `View` for what each is.
+
+    None is as the other view has it.
+    """
+
+    scale: tuple[float, float] | None = None
+    """Smallest and largest area of the crop."""
+    ratio: tuple[float, float] | None = None
+    """Smallest and largest width / height of the crop."""
+    flip: float | None = None
+    """Probability of mirroring left and right."""
+    jitter: float | None = None
+    """Probability of jittering the colours."""
+    brightness: float | None = None
+    """Strength of the brightness jitter."""
+    contrast: float | None = None
+    """Strength of the contrast jitter."""
+    saturation: float | None = None
+    """Strength of the saturation jitter."""
+    hue: float | None = None
+    """Strength of the hue jitter."""
+    gray: float | None = None
+    """Probability of dropping the colours."""
+    blur: float | None = None
+    """Probability of a Gaussian blur."""
+    sigma: tuple[float, float] | None = None
+    """Smallest and largest standard deviation of the blur."""
+    solarize: float | None = None
+    """Probability of inverting all values from one half on."""
+
+    def of(self, view: View) -> View:
+        """The view with these changes."""
+        changes = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(view, **{name: x for name, x in changes.items() if x is not None})
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from duality_ssl.data import transforms
-from duality_ssl.data.augment import Augmentation, View
+from duality_ssl.data.augment import Augmentation, View, ViewChanges
 from duality_ssl.data.folder import FileImages, FolderDataset
-from duality_ssl.data.loader import ArrayDataset, Batch, BatchLoader
+from duality_ssl.data.loader import ArrayDataset, Batch, BatchLoader, PlainBatch
 from duality_ssl.data.sampler import SUBSET, EvalBatches, TrainBatches, derive_seed
 from duality_ssl.data.sources import Images, ImageSource, Split, create_source
 from duality_ssl.distributed import world_size
 
 _DEFAULT_VIEW = View()
+_AS_THE_FIRST = ViewChanges()
 
 
 def draw_subset(labels: Tensor, subset: int | float, seed: int) -> Tensor:
@@ -82,7 +83,7 @@ class SSLDataModule(LightningDataModule):
         probe_source: Name of the source of the probe's images, if another.
         probe_root: Folder of the probe's files.
         view1: How the first view is drawn.
-        view2: How the second view is drawn; as the first by default.
+        view2: What the second view has otherwise than the first; nothing by default.
         on_bad_image: What to do about a file that cannot be read: "error" stops and names it,
             "skip" takes another in training, leaves it out in evaluation, and counts.
         predict_split: Which of the probe's splits `predict` goes through.
@@ -90,7 +91,7 @@ class SSLDataModule(LightningDataModule):
 
     Raises:
         ValueError: If an argument is out of range or a source unknown, at once; if the set is
-            smaller than one batch, when its loader is made.
+            smaller than one batch or a batch is one image, when its loader is made.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class SSLDataModule(LightningDataModule):
         probe_source: str | None = None,
         probe_root: Path | str | None = None,
         view1: View = _DEFAULT_VIEW,
-        view2: View | None = None,
+        view2: ViewChanges = _AS_THE_FIRST,
         on_bad_image: Literal["error", "skip"] = "error",
         predict_split: Literal["train", "val"] = "val",
         seed: int = 0,
@@ -121,7 +122,7 @@ class SSLDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.subset = subset
-        self.views = (view1, view1 if view2 is None else view2)
+        self.views = (view1, view2.of(view1))
         self.on_bad_image: Literal["error", "skip"] = on_bad_image
         self.predict_split: Literal["train", "val"] = predict_split
         self.seed = seed
@@ -137,6 +138,16 @@ class SSLDataModule(LightningDataModule):
                 "is RGB: a network for one channel cannot see it."
             )
         self._cache: dict[tuple[bool, Split], Images] = {}
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel that images are normalised with, for values in [0, 1]."""
+        return self._pretrain.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel that images are normalised with, likewise."""
+        return self._pretrain.std
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -164,6 +175,11 @@ class SSLDataModule(LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         """Batches of the pretraining set for two views; the last, smaller one is left out."""
+        if self.batch_size < 2:
+            raise ValueError(
+                "Expected `data.batch_size` to be 2 or more for training, which compares images "
+                f"with each other, but got {self.batch_size}."
+            )
         images = self._pretrain_images()
         overfit = bool(getattr(self.trainer, "overfit_batches", 0))
         sampler = TrainBatches(images, self.batch_size, self.seed, shuffle=not overfit)
@@ -178,8 +194,11 @@ class SSLDataModule(LightningDataModule):
         return self._loader(images, sampler)
 
     def val_dataloader(self) -> list[BatchLoader]:
-        """The validation set; before it the probe's training set if pretraining uses another."""
-        probe = [self._eval_loader("train")] if self._has_probe_set else []
+        """The validation set; before it the probe's training set if pretraining uses another.
+
+        The probe learns from its set here, which is therefore in an order drawn by the seed.
+        """
+        probe = [self._eval_loader("train", self.seed)] if self._has_probe_set else []
         return [*probe, self._eval_loader("val")]
 
     def test_dataloader(self) -> list[BatchLoader]:
@@ -195,7 +214,7 @@ class SSLDataModule(LightningDataModule):
         if not isinstance(batch, Batch):
             return batch
         if batch.seed is None:
-            return [self._plain(batch.images[0])], batch.labels
+            return PlainBatch(self._plain(batch.images[0]), batch.labels, batch.paths)
         generator = torch.Generator().manual_seed(batch.seed)
         cropped = len(batch.images) > 1
         crops = batch.images if cropped else (batch.images[0],) * 2
@@ -207,8 +226,8 @@ class SSLDataModule(LightningDataModule):
 
     @cached_property
     def _augmentations(self) -> tuple[Augmentation, ...]:
-        mean, std = self._pretrain.mean, self._pretrain.std
-        return tuple(Augmentation(view, self.image_size, mean, std) for view in self.views)
+        size, mean, std = self.image_size, self.mean, self.std
+        return tuple(Augmentation(view, size, mean, std) for view in self.views)
 
     @torch.no_grad()
     def _plain(self, images: Tensor) -> Tensor:
@@ -220,7 +239,7 @@ class SSLDataModule(LightningDataModule):
             images = transforms.resized_crop(images, whole.expand(len(images), 4), self.image_size)
         if images.shape[1] < self.channels:
             images = images.repeat(1, self.channels, 1, 1)
-        return transforms.normalize(images, self._pretrain.mean, self._pretrain.std)
+        return transforms.normalize(images, self.mean, self.std)
 
     @property
     def _has_probe_set(self) -> bool:
@@ -244,14 +263,14 @@ class SSLDataModule(LightningDataModule):
             self._cache[False, split] = self._probe.load(split)
         return self._cache[False, split]
 
-    def _eval_loader(self, split: Literal["train", "val"]) -> BatchLoader:
+    def _eval_loader(self, split: Literal["train", "val"], seed: int | None = None) -> BatchLoader:
         images = self._probe_images(split)
         if len(images) < world_size():
             raise ValueError(
                 f"Expected at least one image a process ({world_size()}) in the split `{split}`, "
                 f"but it has {len(images)}."
             )
-        return self._loader(images, EvalBatches(images, self.batch_size))
+        return self._loader(images, EvalBatches(images, self.batch_size, seed))
 
     def _loader(self, images: Images, sampler: TrainBatches | EvalBatches) -> BatchLoader:
         dataset: Dataset[Any] = (

@@ -334,4 +334,6 @@ class FolderDataset(Dataset[Batch | BadImageError]):
         if not rows:
             raise BadImageError(f"Cannot read any of {len(bad)} images of a batch, as `{bad[0]}`.")
         images = tuple(torch.stack(view) for view in zip(*rows, strict=True))
-        return Batch(images, self.images.labels[kept], request.seed, tuple(bad))
+        # training has no use for the names, and they would travel with every batch
+        paths = () if substitute else tuple(str(self.images.path(index)) for index in kept)
+        return Batch(images, self.images.labels[kept], request.seed, tuple(bad), paths)

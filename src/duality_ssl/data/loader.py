@@ -1,15 +1,16 @@
 """Whole batches from a set of images to the training loop: what a batch is, and who delivers it."""
 
+import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from duality_ssl.data.sampler import BatchRequest, TrainBatches
 from duality_ssl.data.sources import ArrayImages
+from duality_ssl.distributed import rank, world_size
 
 
 class Batch(NamedTuple):
@@ -23,6 +24,20 @@ class Batch(NamedTuple):
     """Seed of the augmentation; None for none."""
     bad: tuple[str, ...] = ()
     """Files that could not be read and were passed over."""
+    paths: tuple[str, ...] = ()
+    """Files that the images are of, in evaluation; none for images in memory."""
+
+
+class PlainBatch(tuple[list[Tensor], Tensor]):
+    """What an evaluation step gets, ``([images], labels)``, and in `paths` the files they are."""
+
+    paths: tuple[str, ...]
+
+    def __new__(cls, images: Tensor, labels: Tensor, paths: tuple[str, ...]) -> Self:
+        """A pair that knows its files."""
+        batch = super().__new__(cls, ([images], labels))
+        batch.paths = paths
+        return batch
 
 
 class ArrayDataset(Dataset[Batch]):
@@ -84,6 +99,9 @@ class BatchLoader(DataLoader[Any]):
 
 def _report(bad: set[str], total: int) -> None:
     if bad:
-        rank_zero_warn(
-            f"Passed over {len(bad)} of {total} images that cannot be read, as `{min(bad)}`."
+        # each process reads files of its own and speaks for itself
+        who = f"Process {rank()} passed" if world_size() > 1 else "Passed"
+        warnings.warn(
+            f"{who} over {len(bad)} of {total} images that cannot be read, as `{min(bad)}`.",
+            stacklevel=2,
         )

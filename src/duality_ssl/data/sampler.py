@@ -18,7 +18,9 @@ from torch.utils.data.distributed import DistributedSampler
 
 from duality_ssl.distributed import rank, world_size
 
-ORDER, AUGMENT, CROP, SUBSET = range(4)  # what a derived seed is for: streams must not coincide
+ORDER, AUGMENT, CROP, SUBSET, PROBE = range(
+    5
+)  # what a derived seed is for: streams must not coincide
 
 
 def derive_seed(purpose: int, *parts: int) -> int:
@@ -90,7 +92,7 @@ class TrainBatches(_BatchSampler):
 
 
 class EvalBatches(_BatchSampler):
-    """Every sample exactly once, in order, without augmentation.
+    """Every sample exactly once, without augmentation.
 
     Each process has a contiguous share, so that shares joined in rank order are the set. Shares
     may differ by one sample; they are cut into equally many batches wherever that is possible
@@ -100,13 +102,18 @@ class EvalBatches(_BatchSampler):
     Args:
         images: The set to go through.
         batch_size: Largest batch of one process.
+        seed: Seed of a permutation, the same in every epoch; None keeps the order of the set. A
+            probe that learns from the batches must not see one class after the other.
     """
 
-    def __init__(self, images: Sized, batch_size: int) -> None:
-        super().__init__(images, batch_size, seed=0, shuffle=False)
+    def __init__(self, images: Sized, batch_size: int, seed: int | None = None) -> None:
+        super().__init__(images, batch_size, seed or 0, shuffle=seed is not None)
 
     def __iter__(self) -> Iterator[BatchRequest]:  # type: ignore[override]
-        share = np.array_split(np.arange(self.size), self.num_replicas)[self.rank]
+        order = np.arange(self.size)
+        if self.shuffle:
+            order = np.random.default_rng(derive_seed(PROBE, self.seed)).permutation(order)
+        share = np.array_split(order, self.num_replicas)[self.rank]
         for indices in np.array_split(share, max(1, len(self)))[self.start :]:
             if len(indices):
                 yield BatchRequest(indices, self.epoch, None)

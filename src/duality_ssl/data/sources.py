@@ -4,6 +4,7 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol, Self, TypeVar
 
@@ -309,7 +310,7 @@ class CIFAR100(_Cifar):
     test_files = ("test",)
     label_key = "fine_labels"
 
-    @property
+    @cached_property
     def class_names(self) -> tuple[str, ...]:
         """Names of the hundred fine classes, from the file ``meta``; numbers without it."""
         meta = self._find() / "meta"
