@@ -197,8 +197,14 @@ def test_own_backbone_is_registered_by_its_name() -> None:
     assert "pixels" in available_backbones()
     backbone = create_backbone("pixels", in_channels=2)
     assert backbone(torch.zeros(3, 2, 2, 2)).shape == (3, backbone.num_features)
+    assert register_backbone(pixels) is pixels, "as a notebook's cell that is run twice does"
+
+    def other(in_channels: int) -> nn.Module:
+        return pixels(in_channels)
+
+    other.__name__ = "pixels"
     with pytest.raises(ValueError, match="new backbone name, but 'pixels' is taken"):
-        register_backbone(pixels)
+        register_backbone(other)
     with pytest.raises(ValueError, match="the nearest names are pixels"):
         create_backbone("pixel")
 

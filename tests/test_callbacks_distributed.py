@@ -69,11 +69,11 @@ def test_a_probe_set_of_uneven_shards_does_not_hang(tmp_path: Path) -> None:
 class InPieces(Callback):
     """Gathers 10 of 64 and 64, or of 26 and 25 rows at a time; no advice to synchronise figures."""
 
-    def setup(self, *_: Any) -> None:
+    def setup(self, *_: Any, **__: Any) -> None:
         outputs._ROWS, self.rows = 10, outputs._ROWS
         warnings.filterwarnings("error", message=".*sync_dist=True")
 
-    def teardown(self, *_: Any) -> None:
+    def teardown(self, *_: Any, **__: Any) -> None:
         outputs._ROWS = self.rows
 
 

@@ -140,6 +140,15 @@ MISTAKES = {
     "command": (["fitt"], "invalid choice: 'fitt'"),
     "no method": (["fit", "-c", DIGITS], "No method was chosen. Name one with --model: BarlowT"),
     "method": (["fit", "--model", "Simclr"], "Unknown method 'Simclr'. Did you mean SimCLR"),
+    "path of a method": (
+        ["fit", "--model", "duality_ssl.methods.VICRegg"],
+        "Unknown method 'duality_ssl.methods.VICRegg'. Did you mean VICReg",
+    ),
+    "class that is no method": (["fit", "--model", "torch.nn.Linear"], "Unknown method"),
+    "value of an optimiser": (
+        ["fit", "--model", "SimCLR", "--model.optimizer", "SGD", "--model.optimizer.momentum", "x"],
+        "Expected model.optimizer.momentum to be float, but got 'x'.",
+    ),
     "method option": (
         ["fit", "--model", "SimCLR", "--model.temprature", "1"],
         "SimCLR has no option 'temprature'. Did you mean temperature?",

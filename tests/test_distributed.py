@@ -102,6 +102,18 @@ def test_gather_value_and_adjoint(
         torch.testing.assert_close(grad, (1 + 2) * rows)
 
 
+def _second_derivative() -> None:
+    z = mine(global_batch()[0]).detach().requires_grad_()
+    loss = distributed.gather(z).pow(3).sum()
+    (gradient,) = torch.autograd.grad(loss, z, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_second_derivative_of_gather_is_refused(processes: Processes) -> None:
+    processes.run(_second_derivative)
+
+
 def _train_step(name: str, arguments: dict[str, Any], dimensions: int) -> tuple[Any, list[Tensor]]:
     model = DistributedDataParallel(small_net(dimensions))
     x1, x2 = global_batch()

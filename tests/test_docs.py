@@ -9,6 +9,7 @@ methods and backbones (``python test_docs.py``, at the end).
 import contextlib
 import importlib
 import importlib.metadata
+import inspect
 import io
 import json
 import os
@@ -28,6 +29,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from duality_ssl import methods
 from duality_ssl.cli import main, method_names
 
 ROOT = Path(__file__).parents[1]
@@ -397,12 +399,15 @@ def test_tables_are_there_and_as_the_figures_say(
 def options() -> set[str]:
     """Every option that the command line has."""
     said = io.StringIO()
-    asked = [[command, "--help"] for command in ("fit", "test")]
-    asked += [["fit", "--model.help", name] for name in method_names()]
     with contextlib.redirect_stdout(said):
-        for words in asked:
-            leave_well(words)
-    return set(re.findall(r"--[\w.]+", said.getvalue()))
+        for command in ("fit", "test"):
+            leave_well([command, "--help"])
+    arguments = {
+        name
+        for method in method_names()
+        for name in inspect.signature(vars(methods)[method]).parameters
+    }
+    return set(re.findall(r"--[\w.]+", said.getvalue())) | {f"--model.{name}" for name in arguments}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -288,7 +288,7 @@ def test_evaluation_knows_its_files(labelled: Path, workers: int) -> None:
     assert paths == [labelled / "val" / name[:3] / name for name in names]
     labels = torch.cat([labels for _, labels in batches])
     assert labels.tolist() == [0, 0, 1, 1, 1]
-    assert next(iter(module.train_dataloader())).paths == ()
+    assert not next(iter(module.train_dataloader())).paths
 
 
 def test_good_folder_warns_of_nothing(labelled: Path) -> None:

@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import references
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from duality_ssl import functional
+from duality_ssl.functional import _products
 
 SHAPES = [
     pytest.param(2, 2, id="minimal"),
@@ -22,6 +24,10 @@ SHAPES = [
 ]
 each_shape = pytest.mark.parametrize(("n", "d"), SHAPES)
 EPS = torch.finfo(torch.float32).eps
+
+
+def signature(name: str) -> inspect.Signature:
+    return inspect.signature(getattr(functional, name))
 
 
 def random(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -50,8 +56,8 @@ def test_fourth_norms_match_their_definition(n: int, d: int) -> None:
 @each_shape
 def test_grams_return_the_squared_norms_too(n: int, d: int) -> None:
     z = random(n, d)
-    torch.testing.assert_close(functional.sample_gram(z)[1], z.square().sum(dim=1))
-    torch.testing.assert_close(functional.dimension_gram(z)[1], z.square().sum(dim=0))
+    torch.testing.assert_close(_products.sample_gram(z)[1], z.square().sum(dim=1))
+    torch.testing.assert_close(_products.dimension_gram(z)[1], z.square().sum(dim=0))
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
@@ -102,6 +108,23 @@ def test_rankme_of_equal_singular_values_is_the_rank(rank: int) -> None:
 def test_rankme_of_degenerate_batches() -> None:
     assert functional.rankme(torch.zeros(5, 3)).item() == pytest.approx(1, abs=1e-4)
     assert functional.rankme(torch.full((5, 3), math.nan)).isnan()
+
+
+class _OnMPS(Tensor):
+    """A tensor of a device without float64, as far as ``rankme`` can tell."""
+
+    device = torch.device("mps")
+
+    def cpu(self) -> Tensor:  # type: ignore[override]
+        return self.as_subclass(Tensor)
+
+    def double(self) -> Tensor:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+
+def test_rankme_of_a_device_without_float64() -> None:
+    z = random(9, 4, dtype=torch.float32)
+    assert functional.rankme(z.as_subclass(_OnMPS)) == functional.rankme(z)
 
 
 @pytest.mark.parametrize(("n", "d"), [shape for shape in SHAPES if shape.id != "one sample"])
@@ -168,16 +191,35 @@ def test_project_to_ball_shortens_only_longer_rows() -> None:
 
 @pytest.mark.parametrize(("n", "d"), [(6, 3), (3, 6), (4, 4)], ids=["tall", "wide", "square"])
 @pytest.mark.parametrize(
-    "name", ["sample_gram", "dimension_gram", "cross_gram", "coding_rate", "fourth_norms"]
+    "function",
+    [
+        _products.sample_gram,
+        _products.dimension_gram,
+        _products.cross_gram,
+        _products.self_product,
+        _products.product,
+        _products.half_log_det,
+        functional.fourth_norms,
+    ],
+    ids=lambda function: function.__name__,
 )
-def test_gradients_by_finite_differences(name: str, n: int, d: int) -> None:
-    inputs = (random(n, d).requires_grad_(),)
-    if name == "cross_gram":
-        inputs = (*inputs, random(n, d, seed=1).requires_grad_())
-    arguments = (0.2,) if name == "coding_rate" else ()
-    function = getattr(functional, name)
+def test_gradients_by_finite_differences(function: Callable[..., Any], n: int, d: int) -> None:
+    parameters = inspect.signature(function).parameters.values()
+    matrices = [p for p in parameters if p.annotation is Tensor]
+    inputs = tuple(random(n, d, seed).requires_grad_() for seed in range(len(matrices)))
+    arguments = (0.2,) * (len(parameters) - len(matrices))
     assert torch.autograd.gradcheck(lambda *z: function(*z, *arguments), inputs)
-    assert torch.autograd.gradgradcheck(lambda *z: function(*z, *arguments), inputs)
+
+
+@pytest.mark.parametrize(("n", "d"), [(6, 3), (3, 6)], ids=["tall", "wide"])
+@pytest.mark.parametrize("name", ["sample_contrastive", "dimension_contrastive", "coding_rate"])
+def test_second_derivative_is_refused(name: str, n: int, d: int) -> None:
+    """Not silently wrong: the gradient that reaches these sums is a constant."""
+    z = random(n, d).requires_grad_()
+    arguments = (0.2,) if name == "coding_rate" else ()
+    value = getattr(functional, name)(functional.normalize_rows(z), *arguments)
+    with pytest.raises(NotImplementedError, match="create_graph=True"):
+        torch.autograd.grad(value, z, create_graph=True)
 
 
 class _LargestProduct(TorchDispatchMode):
@@ -331,26 +373,49 @@ def test_coding_rate_is_nan_where_the_factorisation_fails() -> None:
     assert gradient.isnan().any()
 
 
-ONE_MATRIX = [
-    "sample_contrastive",
-    "dimension_contrastive",
-    "norm_regularizer",
-    "squared_covariance",
-    "centered",
-    "normalize_rows",
-    "normalize_centered_rows",
-    "standardize_columns",
-    "offdiagonal_logsumexp",
+SAMPLE_ARGUMENTS = {int: 6, float: 0.5, Callable[[Tensor], Tensor]: torch.square}
+# Every public function that takes a tensor.
+OF_TENSORS = [
+    name
+    for name in functional.__all__
+    if any(p.annotation is Tensor for p in signature(name).parameters.values())
 ]
 
 
-@pytest.mark.parametrize("name", ONE_MATRIX)
+def sample_arguments(name: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Positive square matrices where a tensor is wanted: they will do as variances too."""
+    return {
+        parameter.name: random(6, 6, seed, dtype).abs()
+        if parameter.annotation is Tensor
+        else SAMPLE_ARGUMENTS[parameter.annotation]
+        for seed, parameter in enumerate(signature(name).parameters.values())
+    }
+
+
+def as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else result
+
+
+def test_every_public_name_is_listed() -> None:
+    public = {
+        name
+        for name, value in vars(functional).items()
+        if inspect.isfunction(value) and not name.startswith("_")
+    }
+    assert public == set(functional.__all__)
+    assert {"sample_contrastive", "cross_gram", "rankme"} < set(OF_TENSORS)
+
+
+@pytest.mark.parametrize("name", OF_TENSORS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_functions_leave_autocast(name: str, dtype: torch.dtype) -> None:
-    function, z = getattr(functional, name), random(6, 6, dtype=dtype)
-    expected = function(z.double() if dtype == torch.float64 else z.float())
+@pytest.mark.parametrize("by_keyword", [False, True], ids=["by position", "by keyword"])
+def test_functions_leave_autocast(name: str, dtype: torch.dtype, by_keyword: bool) -> None:
+    function, arguments = getattr(functional, name), sample_arguments(name, dtype)
+    full = torch.float64 if dtype == torch.float64 else torch.float32
+    in_full = {k: v.to(full) if isinstance(v, Tensor) else v for k, v in arguments.items()}
+    expected = as_tuple(function(**in_full))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(function(z), expected)
-        assert torch.equal(
-            function(**{next(iter(inspect.signature(function).parameters)): z}), expected
-        )
+        got = as_tuple(function(**arguments) if by_keyword else function(*arguments.values()))
+    for ours, exact in zip(got, expected, strict=True):
+        assert ours.dtype == (torch.float64 if name == "rankme" else full)
+        assert torch.equal(ours, exact)

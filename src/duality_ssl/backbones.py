@@ -39,7 +39,8 @@ def register_backbone(build: BackboneBuilder) -> BackboneBuilder:
         ``build`` itself: this is a decorator.
 
     Raises:
-        ValueError: If the name is taken by a registered backbone or by torchvision.
+        ValueError: If the name is taken by another registered backbone or by torchvision. The same
+            function may come again, as it does when a notebook's cell is run twice.
 
     Example:
         >>> @register_backbone
@@ -51,7 +52,9 @@ def register_backbone(build: BackboneBuilder) -> BackboneBuilder:
         784
     """
     name = build.__name__
-    if name in _BUILDERS or name in _torchvision_names():
+    known = _BUILDERS.get(name, build)
+    again = (known.__module__, known.__qualname__) == (build.__module__, build.__qualname__)
+    if not again or name in _torchvision_names():
         raise ValueError(
             f"Expected a new backbone name, but {name!r} is taken: rename the function."
         )

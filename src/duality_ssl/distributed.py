@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 
 def _initialized() -> bool:
@@ -36,6 +37,7 @@ class _Gather(Function):
         return gathered
 
     @staticmethod
+    @once_differentiable  # autograd records no collective: its derivative would be lost
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         mine = grad.new_empty(len(grad) // world_size(), *grad.shape[1:])
         dist.reduce_scatter_tensor(mine, grad.contiguous())
@@ -55,7 +57,8 @@ def gather(z: Tensor) -> Tensor:
         z: Shape ``(N, ...)``; the same shape on every process (drop a smaller last batch).
 
     Returns:
-        Shape ``(W N, ...)``; ``z`` itself with one process.
+        Shape ``(W N, ...)``; ``z`` itself with one process. With more it has a first derivative
+        only: a second one is an error.
     """
     if world_size() == 1:
         return z

@@ -48,6 +48,8 @@ def explain(message: str, parser: ArgumentParser, methods: Sequence[str]) -> str
         return f"{key}: there is no module {found[1]!r}.{hint}"
     if found := re.search(r"Option '([^']+)' is not accepted", message):
         return _unknown_init_arg(key, found[1], message, methods)
+    if key == "model" and (found := re.search(r"Given value: ([\w.]+)$", message)):
+        return _unknown_class(key, found[1], methods)
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
         return _unknown_class(key, found[1], methods)
     if key:
@@ -81,7 +83,7 @@ def _class_named_in(message: str) -> type | None:
 
 def _unknown_class(key: str, name: str, methods: Sequence[str]) -> str:
     if key == "model":
-        hint = nearest(name, methods)
+        hint = nearest(name.rpartition(".")[2], methods)
         return f"Unknown method {name!r}.{hint} Methods: {', '.join(methods)}."
     known = {cls.__name__ for base in (Optimizer, LRScheduler) for cls in subclasses(base)}
     return f"Unknown class {name!r} for {key}.{nearest(name, known)}"

@@ -140,8 +140,9 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
     The second group, neither decayed nor adapted by `LARS`, holds the biases, the parameters of
     normalisation layers and all other vectors, with or without further dimensions of size one
-    (the layer scale of a ConvNeXt has shape ``(C, 1, 1)``). The first group holds the rest, and
-    `LARS` adapts it even if ``weight_decay`` is zero; other optimisers pass over ``"adapt"``.
+    (the layer scale of a ConvNeXt has shape ``(C, 1, 1)``; a weight of one output counts too).
+    The first group holds the rest, and `LARS` adapts it even if ``weight_decay`` is zero; other
+    optimisers pass over ``"adapt"``.
 
     Args:
         module: Module whose parameters are to be trained.

@@ -1,7 +1,7 @@
 """Criteria: ``criterion(z1, z2)`` of two ``(N, D)`` views gives ``"loss"`` and its named terms."""
 
 from duality_ssl.criteria.barlow_twins import BarlowTwins
-from duality_ssl.criteria.base import Criterion, check_views
+from duality_ssl.criteria.base import Criterion
 from duality_ssl.criteria.coding_rate import TCR
 from duality_ssl.criteria.contrastive import DCL, SimCLR, SpectralContrastive
 from duality_ssl.criteria.vicreg import VICReg, VICRegCtr, VICRegExp
@@ -16,5 +16,4 @@ __all__ = [
     "VICReg",
     "VICRegCtr",
     "VICRegExp",
-    "check_views",
 ]

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from duality_ssl.criteria.base import Criterion
+from duality_ssl.criteria.base import Criterion, check_positive
 from duality_ssl.functional import cross_gram, standardize_columns
 
 
@@ -24,13 +24,18 @@ class BarlowTwins(Criterion):
 
     Args:
         redundancy: Weight :math:`\lambda` of the off-diagonal sum.
-        scale: Factor s of the whole loss.
+        scale: Factor s of the whole loss, positive.
+
+    Raises:
+        ValueError: If the weight is negative or the scale not positive.
 
     Reference: Zbontar et al., ICML 2021, eq. 1, https://arxiv.org/abs/2103.03230
     """
 
     def __init__(self, redundancy: float = 0.005, scale: float = 1.0) -> None:
         super().__init__()
+        check_positive(or_zero=True, redundancy=redundancy)
+        check_positive(scale=scale)
         self.redundancy = redundancy
         self.scale = scale
 

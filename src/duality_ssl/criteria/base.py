@@ -47,8 +47,8 @@ class Criterion(nn.Module, ABC):
             ``"loss"`` and the terms that it weighs, scalars, all with gradient.
 
         Raises:
-            ValueError: If the views are not two floating-point matrices of one shape and dtype with
-                enough rows and columns or, with ``check_finite``, have a NaN or Inf.
+            ValueError: If the views are not two floating-point tensors of one shape (N, D) and
+                dtype with enough rows and columns or, with ``check_finite``, have a NaN or Inf.
         """
         check_views(z1, z2, self.min_dimensions)
         if self.check_finite:
@@ -70,9 +70,12 @@ def check_views(z1: Tensor, z2: Tensor, min_dimensions: int = 1) -> None:
         min_dimensions: Fewest columns.
 
     Raises:
-        ValueError: Unless both have one shape ``(N, D)`` with ``N >= 2`` and
-            ``D >= min_dimensions``, and one floating-point dtype.
+        ValueError: Unless both are tensors of one shape ``(N, D)`` with ``N >= 2`` and
+            ``D >= min_dimensions``, and of one floating-point dtype.
     """
+    if not (isinstance(z1, Tensor) and isinstance(z2, Tensor)):
+        got = f"{type(z1).__name__} and {type(z2).__name__}"
+        raise ValueError(f"Expected `z1` and `z2` to be tensors, but got {got}.")
     if z1.ndim != 2 or z1.shape != z2.shape:
         got = f"{tuple(z1.shape)} and {tuple(z2.shape)}"
         raise ValueError(f"Expected `z1` and `z2` to share one shape (N, D), but got {got}.")
@@ -102,18 +105,20 @@ def _check_finite(z1: Tensor, z2: Tensor) -> None:
             )
 
 
-def check_positive(name: str, value: float) -> None:
-    """Check a criterion's argument at construction.
+def check_positive(*, or_zero: bool = False, **arguments: float) -> None:
+    """Check a criterion's numbers at construction.
 
     Args:
-        name: The argument's name, for the message.
-        value: What was given.
+        or_zero: Whether zero will do, as for the weight of a term.
+        **arguments: What was given, by the arguments' names.
 
     Raises:
-        ValueError: Unless the value is positive and finite.
+        ValueError: Unless every value is positive (or zero, where it may be) and finite.
     """
-    if not 0 < value < math.inf:
-        raise ValueError(f"Expected `{name}` to be positive and finite, but got {value}.")
+    for name, value in arguments.items():
+        if not 0 <= value < math.inf or (value == 0 and not or_zero):
+            expected = "at least 0" if or_zero else "positive"
+            raise ValueError(f"Expected `{name}` to be {expected} and finite, but got {value}.")
 
 
 def check_choice(name: str, value: str, valid: Iterable[str]) -> None:

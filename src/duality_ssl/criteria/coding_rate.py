@@ -23,14 +23,15 @@ class TCR(Criterion):
         distortion: :math:`\epsilon^2`, positive.
 
     Raises:
-        ValueError: If the distortion is not positive.
+        ValueError: If the distortion is not positive, or the weight is negative.
 
     Reference: Tong et al., *EMP-SSL*, 2023, section 2, https://arxiv.org/abs/2304.03977
     """
 
     def __init__(self, invariance: float = 100, distortion: float = 0.2) -> None:
         super().__init__()
-        check_positive("distortion", distortion)
+        check_positive(or_zero=True, invariance=invariance)
+        check_positive(distortion=distortion)
         self.invariance = invariance
         self.distortion = distortion
 

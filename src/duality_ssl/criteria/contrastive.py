@@ -46,7 +46,7 @@ class _PairContrast(Criterion):
         self, temperature: float, similarity: Similarity, normalization: Normalization
     ) -> None:
         super().__init__()
-        check_positive("temperature", temperature)
+        check_positive(temperature=temperature)
         check_choice("similarity", similarity, _SIMILARITIES)
         check_choice("normalization", normalization, _NORMALIZATIONS)
         self.temperature = temperature
@@ -176,7 +176,7 @@ class SpectralContrastive(Criterion):
 
     def __init__(self, radius: float = 1.0) -> None:
         super().__init__()
-        check_positive("radius", radius)
+        check_positive(radius=radius)
         self.radius = radius
 
     def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:

@@ -33,11 +33,17 @@ class VICReg(Criterion):
         variance: Weight :math:`\mu`.
         covariance: Weight :math:`\nu`.
 
+    Raises:
+        ValueError: If a weight is negative.
+
     Reference: Bardes et al., ICLR 2022, eq. 6, https://arxiv.org/abs/2105.04906
     """
 
     def __init__(self, invariance: float = 25, variance: float = 25, covariance: float = 1) -> None:
         super().__init__()
+        check_positive(
+            or_zero=True, invariance=invariance, variance=variance, covariance=covariance
+        )
         self.invariance = invariance
         self.variance = variance
         self.covariance = covariance
@@ -87,7 +93,7 @@ class VICRegExp(VICReg):
         temperature: :math:`\tau`, positive.
 
     Raises:
-        ValueError: If the temperature is not positive.
+        ValueError: If the temperature is not positive, or a weight is negative.
 
     Reference: Garrido et al., ICLR 2023, figure 1 and table S5, https://arxiv.org/abs/2206.02574
     """
@@ -102,7 +108,7 @@ class VICRegExp(VICReg):
         temperature: float = 0.1,
     ) -> None:
         super().__init__(invariance, variance, covariance)
-        check_positive("temperature", temperature)
+        check_positive(temperature=temperature)
         self.temperature = temperature
 
     def variance_and_covariance(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,7 +143,7 @@ class VICRegCtr(VICRegExp):
         temperature: :math:`\tau`, positive.
 
     Raises:
-        ValueError: If the temperature is not positive.
+        ValueError: If the temperature is not positive, or a weight is negative.
 
     Reference: Garrido et al., ICLR 2023, figure 1 and table S5, https://arxiv.org/abs/2206.02574
     """

@@ -1,7 +1,7 @@
 """Whole batches from a set of images to the training loop: what a batch is, and who delivers it."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self, cast
 
 import torch
@@ -33,10 +33,10 @@ class PlainBatch(tuple[list[Tensor], Tensor]):
 
     paths: tuple[str, ...]
 
-    def __new__(cls, images: Tensor, labels: Tensor, paths: tuple[str, ...]) -> Self:
+    def __new__(cls, images: Tensor, labels: Tensor, paths: Sequence[str]) -> Self:
         """A pair that knows its files."""
         batch = super().__new__(cls, ([images], labels))
-        batch.paths = paths
+        batch.paths = tuple(paths)  # a loader makes lists of tuples
         return batch
 
 

@@ -33,7 +33,7 @@ def full_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """
 
     @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:  # `torch.compile` fails on `_P.args` here
         tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         with torch.autocast(next(tensors).device.type, enabled=False):
             promoted = {name: _promote(value) for name, value in kwargs.items()}
