@@ -192,6 +192,20 @@ def test_a_bank_may_be_on_another_device_than_the_queries(small: Sets) -> None:
     assert (votes.device.type, votes.shape) == ("meta", (30, 3))
 
 
+def test_knn_of_evaluate_votes_on_the_device_named(
+    small: Sets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def spy(bank: Tensor, labels: Tensor, queries: Tensor, *_: int, **__: float) -> Tensor:
+        seen.append((bank.device.type, queries.device.type))
+        return torch.zeros(30, 3)
+
+    monkeypatch.setattr(evaluation, "knn_votes", spy)
+    evaluate(*small, device="meta")
+    assert seen == [("cpu", "meta")]  # a large bank stays where it is, and comes in pieces
+
+
 def test_few_labels_take_all_of_a_small_class(small: Sets) -> None:
     train, y, val, y_val = small
     keep = torch.cat([torch.where(y == 0)[0][:2], torch.where(y > 0)[0]])

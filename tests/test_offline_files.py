@@ -83,6 +83,17 @@ def test_unlabelled_data_has_ranks_only(tmp_path: Path) -> None:
     assert written["checkpoint"] is None
 
 
+def test_evaluation_compares_on_the_device_of_the_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {}
+    monkeypatch.setattr(
+        "duality_ssl.callbacks.evaluate.evaluate", lambda *_, **options: asked.update(options) or {}
+    )
+    trainer(tmp_path, OfflineEvaluation()).test(StubModule(), StubData(), verbose=False)
+    assert asked["device"] == torch.device("cpu")
+
+
 def test_other_test_loaders_are_refused(tmp_path: Path) -> None:
     data = StubData()
     data.test_dataloader = data.predict_dataloader
