@@ -186,6 +186,8 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if unknown := {*args.tables} - {*ROWS}:
         parser.error(f"expected tables of {', '.join(ROWS)}, but got {', '.join(unknown)}")
+    if unknown := {*args.rows} - {*LABELS}:
+        parser.error(f"expected rows of {', '.join(LABELS)}, but got {', '.join(unknown)}")
     if not args.render:
         for name in args.tables or ROWS:
             run(name, args.rows, args.seed)

@@ -21,9 +21,10 @@ ALLOWED = {
     "optim": set(),
     "weights": set(),
     "messages": set(),
-    "evaluation": {"functional"},
+    "neighbours": set(),
+    "evaluation": {"functional", "neighbours"},
     "data": {"distributed"},
-    "callbacks": {"functional", "distributed", "evaluation"},
+    "callbacks": {"functional", "distributed", "evaluation", "neighbours"},
     "methods": {"criteria", "projector", "backbones", "optim", "distributed", "weights"},
     "cli": {"methods", "data", "callbacks", "messages"},
 }

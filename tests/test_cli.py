@@ -169,6 +169,10 @@ MISTAKES = {
         ["fit", "--model", "SimCLR", "--model.temperature", "warm"],
         "Expected model.temperature to be float, but got 'warm'.",
     ),
+    "callback": (
+        ["fit", "-c", DIGITS, "--model", "SimCLR", "--without", "[prob]"],
+        "Did you mean probe?",
+    ),
     "choice": (
         ["fit", "--model", "SimCLR", "--model.similarity", "cosin"],
         "one of 'cosine', 'squared', 'absolute', but got 'cosin'. Did you mean cosine?",
@@ -354,6 +358,15 @@ def test_last_is_the_last_and_best_is_the_best(
     }
     assert epochs == {"last": 2, "best": ranks.index(min(ranks))}
     assert epochs["best"] != 2
+
+
+def test_callbacks_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    left_out = ["--without", "[duality, knn]", "--trainer.max_epochs", "1"]
+    main(["fit", "-c", DIGITS, "--model", "VICReg", *left_out])
+    logged = last_metrics(Path("runs/digits/VICReg/version_0"))
+    assert "val/probe_top1" in logged
+    assert not [name for name in logged if name.startswith(("duality/", "val/knn"))]
 
 
 def test_no_checkpoint_where_none_is_wanted(

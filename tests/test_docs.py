@@ -395,6 +395,23 @@ def test_tables_are_there_and_as_the_figures_say(
     assert found[0].strip() == results.table(rows).strip()
 
 
+def test_what_the_results_say_of_the_digits() -> None:
+    lines = (ROOT / "docs/results/digits.jsonl").read_text().splitlines()
+    rows = {row["row"]: row for row in map(json.loads, lines)}
+    untrained, pixels = rows.pop("untrained"), rows.pop("pixels")
+    for column in ("linear_top1", "few_label_top1"):
+        worst = min(row[column] for row in rows.values())
+        assert worst > pixels[column] > untrained[column]
+    dimension = {"vicreg", "vicreg_exp", "barlow_twins", "tcr"}
+    families = [
+        [row["few_label_top1"] for name, row in rows.items() if (name in dimension) is chosen]
+        for chosen in (True, False)
+    ]
+    assert max(map(min, families)) < min(map(max, families))  # the two ranges overlap
+    ranks = [row["rankme"] for row in rows.values()]
+    assert max(ranks) > 3 * min(ranks)
+
+
 @pytest.fixture(scope="module")
 def options() -> set[str]:
     """Every option that the command line has."""

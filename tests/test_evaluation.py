@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from duality_ssl import evaluation
+from duality_ssl import evaluation, neighbours
 from duality_ssl.callbacks import OfflineEvaluation
 from duality_ssl.evaluation import (
     Settings,
@@ -16,10 +16,10 @@ from duality_ssl.evaluation import (
     evaluate,
     few_label_top1,
     knn_top1,
-    knn_votes,
     linear_top1,
 )
 from duality_ssl.functional import rankme
+from duality_ssl.neighbours import knn_votes
 
 Sets = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -67,8 +67,8 @@ def test_knn_votes_match_reference(
     small: Sets, k: int, temperature: float, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bank, labels, queries, _ = small
-    monkeypatch.setattr(evaluation, "_ROWS", rows)
-    monkeypatch.setattr(evaluation, "_BLOCK", 7 * min(rows, len(bank)))  # 7 queries in a block
+    monkeypatch.setattr(neighbours, "_ROWS", rows)
+    monkeypatch.setattr(neighbours, "_BLOCK", 7 * min(rows, len(bank)))  # 7 queries in a block
     votes = knn_votes(bank, labels, queries, 4, k=k, temperature=temperature)
     expected = reference_votes(
         bank.double().numpy(), labels.numpy(), queries.double().numpy(), 4, k, temperature

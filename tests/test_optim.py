@@ -297,7 +297,8 @@ def test_schedule_without_warmup_starts_at_the_top() -> None:
 
 def test_schedule_shorter_than_its_warmup_is_cut() -> None:
     optimizer = sgd(1.0)
-    assert learning_rates(warmup_cosine(optimizer, 11, 1, floor=0.001), optimizer, 3) == [[0.0], [0.1], [0.2]]
+    schedule = warmup_cosine(optimizer, 11, 1, floor=0.001)
+    assert learning_rates(schedule, optimizer, 3) == [[0.0], [0.1], [0.2]]
 
 
 def test_schedule_resumes_from_its_state() -> None:

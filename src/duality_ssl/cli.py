@@ -7,7 +7,7 @@ import warnings
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from jsonargparse import ActionConfigFile, DefaultHelpFormatter
 from lightning import Callback, Trainer
@@ -131,6 +131,12 @@ class Command(LightningCLI):
             default=None,
             help="Names the run's folder, runs/EXPERIMENT/METHOD/version_N; default: the source.",
         )
+        parser.add_argument(
+            "--without",
+            type=list[Literal[tuple(_CALLBACKS)]],  # type: ignore[misc]
+            default=[],
+            help="Callbacks to leave out, such as --without '[views, duality]'.",
+        )
         parser.add_lightning_class_args(self._model_class, "model", subclass_mode=True)
         parser.add_lightning_class_args(self._datamodule_class, "data")
         for key, callback in _CALLBACKS.items():
@@ -151,11 +157,13 @@ class Command(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Log a fit to ``runs/EXPERIMENT/METHOD/version_N``; the other commands log nothing."""
         config = self._get(self.config_init, "trainer")
-        if self.subcommand != "fit":  # the run's config is there already
+        if self.subcommand != "fit" or config.logger is False:  # no folder of a new run
             self.save_config_callback = None
+        without = {*self._get(self.config, "without")}
         if config.enable_checkpointing is False:
-            keys = self._parser(self.subcommand).callback_keys
-            keys[:] = [key for key in keys if "checkpoint" not in key]
+            without |= {"last_checkpoint", "best_checkpoint"}
+        keys = self._parser(self.subcommand).callback_keys
+        keys[:] = [key for key in keys if key not in without]
         callbacks: list[Callback] = []
         if config.logger in (None, True):
             kwargs["logger"] = self._loggers() if self.subcommand == "fit" else False

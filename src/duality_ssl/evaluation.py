@@ -14,16 +14,14 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from duality_ssl.functional import rankme
+from duality_ssl.neighbours import knn_votes
 
 RANKME_SAMPLES = 25_600
 """Most samples that an effective rank is taken over, as in the paper of RankMe."""
 
-# one block of similarities in float32: 64 MiB
-_BLOCK = 2**24
-# rows of a bank, or of a set whose statistics are taken, that are in hand at a time
+# rows of a set whose statistics are taken that are in hand at a time
 _ROWS = 2**16
 # classes that all few-label draws have together at most: 20 draws of 100 classes, 2 of 1000
 _FEW_LABEL_CLASSES = 2000
@@ -197,7 +195,7 @@ def knn_top1(
     temperature: float = _DEFAULTS.temperature,
     device: torch.device | str | None = None,
 ) -> float:
-    """Top-1 accuracy of the weighted k-NN of :func:`knn_votes`.
+    """Top-1 accuracy of the weighted k-NN of :func:`~duality_ssl.neighbours.knn_votes`.
 
     Args:
         train_features: Features of shape ``(N, F)``.
@@ -216,62 +214,6 @@ def knn_top1(
     """
     sets = _checked(train_features, train_labels, val_features, val_labels)
     return _knn(sets, k, temperature, device)
-
-
-def knn_votes(
-    bank: Tensor,
-    bank_labels: Tensor,
-    queries: Tensor,
-    num_classes: int,
-    *,
-    k: int,
-    temperature: float,
-) -> Tensor:
-    r"""Votes of the k nearest neighbours for each class, on cosine similarity.
-
-    .. math:: v_{qc} = \sum_{i \in N_k(q),\, y_i = c} \exp((s_{qi} - \max_j s_{qj}) / T)
-
-    Each query's votes are divided by its largest weight, which leaves their order and keeps them
-    finite at any temperature. The bank is read once, in pieces of at most 65,536 rows, which may
-    come from another device; similarities exist in blocks of at most 64 MiB.
-
-    Args:
-        bank: Features with known classes, of shape ``(N, F)``, not necessarily normalised.
-        bank_labels: Their classes in ``0..num_classes-1``, of shape ``(N,)``.
-        queries: Features to classify, of shape ``(M, F)``.
-        num_classes: Number C of classes.
-        k: Neighbours that vote; clamped to ``N``.
-        temperature: T; the lower, the more the nearest decides.
-
-    Returns:
-        Votes of shape ``(M, C)``, float32, on the device of ``queries``.
-
-    Raises:
-        ValueError: If ``k`` or ``temperature`` is not positive, or the bank is empty.
-
-    Source: Wu et al., Unsupervised feature learning via non-parametric instance discrimination,
-    CVPR 2018, section 3.4, https://arxiv.org/abs/1805.01978
-    """
-    if k < 1 or not temperature > 0:
-        raise ValueError(
-            f"Expected `k` >= 1 and `temperature` > 0, but got k={k} and temperature={temperature}."
-        )
-    if not len(bank):
-        raise ValueError("Expected a bank of at least one feature, but got an empty one.")
-    k = min(k, len(bank))
-    queries = normalize(queries.float(), dim=1)
-    # the nearest so far; -inf is replaced, for all pieces together have k rows
-    nearest = queries.new_full((len(queries), k), -torch.inf)
-    classes = torch.zeros_like(nearest, dtype=torch.long)
-    for piece, labels in zip(bank.split(_ROWS), bank_labels.split(_ROWS), strict=True):
-        rows, of = normalize(piece.to(queries), dim=1), labels.to(queries.device)
-        step = max(1, _BLOCK // len(rows))
-        for block in (slice(i, i + step) for i in range(0, len(queries), step)):
-            similarities, at = (queries[block] @ rows.T).topk(min(k, len(rows)), dim=1)
-            nearest[block], best = torch.cat([nearest[block], similarities], 1).topk(k, dim=1)
-            classes[block] = torch.cat([classes[block], of[at]], 1).gather(1, best)
-    weights = ((nearest - nearest[:, :1]) / temperature).exp()
-    return queries.new_zeros(len(queries), num_classes).scatter_add_(1, classes, weights)
 
 
 def effective_rank(features: Tensor, max_samples: int = RANKME_SAMPLES) -> float:

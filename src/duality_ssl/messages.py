@@ -101,7 +101,8 @@ def _bad_value(key: str, message: str, parser: ArgumentParser) -> str:
     if hint is None or not got:
         reason = message.partition(":")[2] or message
         return f"{key}: {' '.join(reason.split())}"
-    choices = [value for value in _members(hint) if isinstance(value, str)]
+    parts = [member for part in (hint, *get_args(hint)) for member in _members(part)]
+    choices = [value for value in parts if isinstance(value, str)]
     return f"Expected {key} to be {_kind(hint)}, but got {got[0]!r}.{nearest(got[0], choices)}"
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from duality_ssl.callbacks.labelled import Accuracies, LabelledCallback, is_validation_set
 from duality_ssl.distributed import all_gather_rows, world_size
-from duality_ssl.evaluation import Settings, knn_votes
+from duality_ssl.evaluation import Settings
+from duality_ssl.neighbours import knn_votes
 
 
 class FeatureBank:
