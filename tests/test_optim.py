@@ -317,8 +317,8 @@ def test_schedule_resumes_from_its_state() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param((-1, 10), "`warmup_steps` to be at least 0, but got -1", id="warmup"),
-        pytest.param((0, 0), "`total_steps` to be at least 1, but got 0", id="total"),
+        pytest.param((-1, 10, 0.1), "`warmup_steps` to be at least 0, but got -1", id="warmup"),
+        pytest.param((0, 0, 0.1), "`total_steps` to be at least 1, but got 0", id="total"),
         pytest.param((0, 10, 1.5), r"`floor` to be a fraction .*, but got 1.5", id="floor"),
     ],
 )
