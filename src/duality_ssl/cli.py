@@ -34,6 +34,7 @@ from duality_ssl.data import SSLDataModule
 from duality_ssl.messages import (
     check_configs,
     explain,
+    no_method,
     refuse,
     sentence_of,
     subclasses,
@@ -149,7 +150,7 @@ class Command(LightningCLI):
         """Refuse to go on without a method; hand the data the seed that was drawn."""
         method = self._get(self.config, "model")["class_path"].rpartition(".")[2]
         if method == JointEmbedding.__name__:
-            refuse(f"No method was chosen. Name one with --model: {', '.join(method_names())}.")
+            refuse(no_method(method_names()))
         self._get(self.config, "data").seed = int(self._get(self.config, "seed_everything"))
         if self.subcommand != "fit" and self._get(self.config, "ckpt_path") is None:
             rank_zero_warn("Without --ckpt_path the network is as it was drawn, untrained.")

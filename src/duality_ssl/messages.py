@@ -41,7 +41,7 @@ def explain(message: str, parser: ArgumentParser, methods: Sequence[str]) -> str
         name = found[1].split("=")[0]
         return f"Unknown argument {name!r}.{nearest(name, [f'--{option}' for option in options])}"
     if "required" in message and re.search(r"\bmodel\b", message):
-        return f"No method was chosen. Name one with --model: {', '.join(methods)}."
+        return no_method(methods)
     key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
     if found := re.search(r"No module named '([^']+)'", message):
         hint = " Install duality_ssl[bolts]." if found[1] == "pl_bolts" else ""
@@ -55,6 +55,11 @@ def explain(message: str, parser: ArgumentParser, methods: Sequence[str]) -> str
     if key:
         return _bad_value(key, message, parser)
     return " ".join(message.split())
+
+
+def no_method(methods: Sequence[str]) -> str:
+    """What to say where a method is needed and none is named."""
+    return f"No method was chosen. Name one with --model: {', '.join(methods)}."
 
 
 def _unknown_init_arg(key: str, name: str, message: str, methods: Sequence[str]) -> str:

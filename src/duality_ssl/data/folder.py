@@ -133,8 +133,7 @@ class Folder(ImageSource):
         train, classes = self._train_files
         if split != "val":
             return train
-        assert self.root is not None
-        folder = self.root / "val"
+        folder = self._root(_LAYOUT) / "val"
         if classes is None:
             flat = _list_images(folder, "", deep=False) if folder.is_dir() else []
             if flat and folder != self._train:
@@ -143,7 +142,7 @@ class Folder(ImageSource):
             return train.subset(torch.arange(count) * len(train) // count)
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"Expected val/<class>/* beside `{self._train}`, but {describe(self.root)}."
+                f"Expected val/<class>/* beside `{self._train}`, but {describe(folder.parent)}."
             )
         found = _class_folders(folder)
         if not found:
