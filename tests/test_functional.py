@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from duality_ssl import functional
-from duality_ssl.functional import _products
+from duality_ssl.functional import _logsumexp, _products
+from duality_ssl.functional.terms import Normalization, Similarity
 
 SHAPES = [
     pytest.param(2, 2, id="minimal"),
@@ -127,22 +128,40 @@ def test_rankme_of_a_device_without_float64() -> None:
     assert functional.rankme(z.as_subclass(_OnMPS)) == functional.rankme(z)
 
 
-@pytest.mark.parametrize(("n", "d"), [shape for shape in SHAPES if shape.id != "one sample"])
-def test_variance_and_covariance(n: int, d: int) -> None:
-    z = 3 + random(n, d)
-    variance, covariance = functional.variance_and_covariance(z)
-    expected = references.variances(z.numpy())
-    assert variance.tolist() == pytest.approx(expected, rel=1e-12)
-    expected = references.squared_covariance(z.numpy())
-    assert covariance.item() == pytest.approx(expected, rel=1e-11, abs=1e-14)
-    assert functional.squared_covariance(z) == covariance
-    hinge = functional.variance_hinge(variance).item()
-    assert hinge == pytest.approx(references.variance_hinge(z.numpy()), rel=1e-12)
-    if d > 1:
-        variance, repulsion = functional.variance_and_covariance_logsumexp(z, 0.3)
-        assert variance.tolist() == pytest.approx(references.variances(z.numpy()), rel=1e-12)
-        expected = references.covariance_logsumexp(z.numpy(), 0.3)
-        assert repulsion.item() == pytest.approx(expected, rel=1e-12)
+@pytest.mark.parametrize("dim", [0, 1], ids=["dimensions", "samples"])
+@pytest.mark.parametrize("temperature", [None, 0.3], ids=["squares", "logsumexp"])
+@pytest.mark.parametrize(
+    ("n", "d"), [(9, 4), (4, 9), (5, 5), (2, 700), (700, 2)], ids=lambda size: str(size)
+)
+def test_regularized_views(n: int, d: int, temperature: float | None, dim: int) -> None:
+    z1, z2 = 3 + random(n, d), random(n, d, 1)
+    invariance, variances, penalties = functional.regularized_views(z1, z2, dim, temperature)
+    assert invariance.item() == pytest.approx(((z1 - z2) ** 2).mean().item(), rel=1e-12)
+    for z, variance, penalty in zip((z1, z2), variances, penalties, strict=True):
+        vectors = (z if dim == 0 else z.T).numpy()
+        assert variance.tolist() == pytest.approx(references.variances(vectors), rel=1e-11)
+        hinge = functional.variance_hinge(variance).item()
+        assert hinge == pytest.approx(references.variance_hinge(vectors), rel=1e-11)
+        if temperature is None:
+            expected = references.squared_covariance(vectors)
+            squared = functional.squared_covariance(z if dim == 0 else z.T)
+            assert squared.item() == pytest.approx(expected, rel=1e-11, abs=1e-14)
+        else:
+            expected = references.covariance_logsumexp(vectors, temperature)
+        assert penalty.item() == pytest.approx(expected, rel=1e-11, abs=1e-14)
+
+
+@pytest.mark.parametrize("dim", [0, 1], ids=["dimensions", "samples"])
+@pytest.mark.parametrize("temperature", [None, 0.3], ids=["squares", "logsumexp"])
+@pytest.mark.parametrize(("n", "d"), [(6, 3), (3, 6), (4, 4)], ids=["tall", "wide", "square"])
+def test_gradients_of_regularized_views(
+    n: int, d: int, temperature: float | None, dim: int
+) -> None:
+    views = 3 + random(n, d), random(n, d, 1)
+    inputs = tuple(z.requires_grad_() for z in views)
+    assert torch.autograd.gradcheck(
+        lambda *z: functional.regularized_views(*z, dim, temperature), inputs
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,10 +214,12 @@ def test_project_to_ball_shortens_only_longer_rows() -> None:
     [
         _products.sample_gram,
         _products.dimension_gram,
-        _products.cross_gram,
-        _products.self_product,
-        _products.product,
-        _products.half_log_det,
+        functional.cross_gram,
+        functional.cross_correlation,
+        functional.cross_gram_in_ball,
+        functional.contrast_logits,
+        functional.coding_rate,
+        functional.cosines_and_coding_rates,
         functional.fourth_norms,
     ],
     ids=lambda function: function.__name__,
@@ -207,7 +228,7 @@ def test_gradients_by_finite_differences(function: Callable[..., Any], n: int, d
     parameters = inspect.signature(function).parameters.values()
     matrices = [p for p in parameters if p.annotation is Tensor]
     inputs = tuple(random(n, d, seed).requires_grad_() for seed in range(len(matrices)))
-    arguments = (0.2,) * (len(parameters) - len(matrices))
+    arguments = [0.2 for p in parameters if p.annotation is float]
     assert torch.autograd.gradcheck(lambda *z: function(*z, *arguments), inputs)
 
 
@@ -373,7 +394,13 @@ def test_coding_rate_is_nan_where_the_factorisation_fails() -> None:
     assert gradient.isnan().any()
 
 
-SAMPLE_ARGUMENTS = {int: 6, float: 0.5, Callable[[Tensor], Tensor]: torch.square}
+SAMPLE_ARGUMENTS = {
+    int: 1,
+    float: 0.5,
+    float | None: 0.5,
+    Similarity: "squared",
+    Normalization: "embeddings",
+}
 # Every public function that takes a tensor.
 OF_TENSORS = [
     name
@@ -419,3 +446,53 @@ def test_functions_leave_autocast(name: str, dtype: torch.dtype, by_keyword: boo
     for ours, exact in zip(got, expected, strict=True):
         assert ours.dtype == (torch.float64 if name == "rankme" else full)
         assert torch.equal(ours, exact)
+
+
+def dense_logits(z1: Tensor, z2: Tensor, similarity: str) -> tuple[Tensor, Tensor]:
+    """The definition, on the whole matrix of unit rows of both views."""
+    h = torch.nn.functional.normalize(torch.cat([z1, z2]))
+    value = {"cosine": lambda p: p, "squared": torch.square, "absolute": torch.abs}[similarity]
+    logits, n = value(h @ h.T), len(z1)
+    same = torch.arange(2 * n) % n
+    negatives = logits.masked_fill(same[:, None] == same, -torch.inf).logsumexp(dim=1)
+    return logits.diagonal(n), negatives.view(2, n)
+
+
+@pytest.mark.parametrize("kept", [0, 2**24], ids=["computed anew", "kept"])
+@pytest.mark.parametrize("similarity", ["cosine", "squared", "absolute"])
+@pytest.mark.parametrize("n", [2, 512, 513, 1100], ids=lambda n: f"N={n}")
+def test_tiles_are_the_whole_matrix(
+    n: int, similarity: Similarity, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_logsumexp, "_KEPT", kept)
+    views = tuple(random(n, 3, seed).requires_grad_() for seed in range(2))
+    weights = random(n, 3, 2)[:, 0], random(n, 2, 3).T
+
+    def value(logits: tuple[Tensor, Tensor]) -> Tensor:
+        return sum((w * x).sum() for w, x in zip(weights, logits, strict=True))
+
+    ours = value(functional.contrast_logits(*views, similarity=similarity))
+    whole = value(dense_logits(*views, similarity))
+    torch.testing.assert_close(ours, whole)
+    for got, expected in zip(
+        torch.autograd.grad(ours, views), torch.autograd.grad(whole, views), strict=True
+    ):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+@pytest.mark.parametrize("n", [3, 7, 1024], ids=lambda n: f"N={n}")
+def test_pieces_do_not_show(n: int, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the views are cut, and however they lie in memory, value and gradient stay."""
+    functions = (functional.cross_correlation, functional.regularized_views)
+    views = [random(n, 40, seed) for seed in range(2)]
+    if layout == "columns":
+        views = [z.T.contiguous().T for z in views]
+    results = []
+    for cached in (1, 100, 2**30):
+        monkeypatch.setattr(_products, "_CACHED", cached)
+        inputs = [z.clone().requires_grad_() for z in views]
+        loss = sum(x.square().sum() for function in functions for x in function(*inputs))
+        results.append((loss, *torch.autograd.grad(loss, inputs)))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0])

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from duality_ssl.criteria.base import Criterion, check_positive
-from duality_ssl.functional import cross_gram, standardize_columns
+from duality_ssl.functional import cross_correlation
 
 
 class BarlowTwins(Criterion):
@@ -41,7 +41,7 @@ class BarlowTwins(Criterion):
 
     def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
         """Compute the loss and its terms; see :meth:`Criterion.terms`."""
-        redundancy, diagonal = cross_gram(standardize_columns(z1).T, standardize_columns(z2).T)
+        redundancy, diagonal = cross_correlation(z1, z2)
         invariance = (1 - diagonal).square().sum()
         loss = self.scale * (invariance + self.redundancy * redundancy)
         return {"loss": loss, "invariance": invariance, "redundancy": redundancy}

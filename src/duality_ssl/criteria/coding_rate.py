@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from duality_ssl.criteria.base import Criterion, check_positive
-from duality_ssl.functional import coding_rate, normalize_rows
+from duality_ssl.functional import cosines_and_coding_rates
 
 
 class TCR(Criterion):
@@ -37,8 +37,7 @@ class TCR(Criterion):
 
     def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
         """Compute the loss and its terms; see :meth:`Criterion.terms`."""
-        h1, h2 = normalize_rows(z1), normalize_rows(z2)
-        invariance = -(h1 * h2).sum(dim=1).mean()
-        rate = (coding_rate(h1, self.distortion) + coding_rate(h2, self.distortion)) / 2
+        cosines, rate1, rate2 = cosines_and_coding_rates(z1, z2, self.distortion)
+        invariance, rate = -cosines.mean(), (rate1 + rate2) / 2
         loss = self.invariance * invariance - rate
         return {"loss": loss, "invariance": invariance, "coding_rate": rate}

@@ -1,42 +1,17 @@
 """Sample-contrastive criteria: SimCLR, DCL and spectral contrastive."""
 
-from collections.abc import Callable
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from duality_ssl.criteria.base import Criterion, check_choice, check_positive
-from duality_ssl.functional import (
-    cross_gram,
-    negatives_logsumexp,
-    normalize_centered_rows,
-    normalize_rows,
-    project_to_ball,
-    standardize_columns,
-)
+from duality_ssl.functional import contrast_logits, cross_gram_in_ball
+from duality_ssl.functional.terms import Normalization, Similarity
 
-Similarity = Literal["cosine", "squared", "absolute"]
-Normalization = Literal["embeddings", "centered", "standardized"]
-
-
-def _standardize(z: Tensor, length: float) -> Tensor:
-    n, d = z.shape
-    return standardize_columns(z, length * (n / d) ** 0.5)
-
-
-# From the matrix of products to the similarities, and the power of 1 / temperature that, in the
-# norm of the embeddings, divides those similarities by the temperature without a pass of their own.
-_SIMILARITIES: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
-    "cosine": (lambda products: products, 0.5),
-    "squared": (torch.square, 0.25),
-    "absolute": (torch.abs, 0.5),
-}
-_NORMALIZATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "embeddings": normalize_rows,
-    "centered": normalize_centered_rows,
-    "standardized": _standardize,
-}
+# The power of 1 / temperature that, in the norm of the embeddings, divides the similarities by the
+# temperature without a pass of their own.
+_POWERS: dict[Similarity, float] = {"cosine": 0.5, "squared": 0.25, "absolute": 0.5}
 
 
 class _PairContrast(Criterion):
@@ -47,8 +22,8 @@ class _PairContrast(Criterion):
     ) -> None:
         super().__init__()
         check_positive(temperature=temperature)
-        check_choice("similarity", similarity, _SIMILARITIES)
-        check_choice("normalization", normalization, _NORMALIZATIONS)
+        check_choice("similarity", similarity, _POWERS)
+        check_choice("normalization", normalization, get_args(Normalization))
         self.temperature = temperature
         self.similarity = similarity
         self.normalization = normalization
@@ -64,12 +39,8 @@ class _PairContrast(Criterion):
             Similarity over temperature of the N positive pairs, shape ``(N,)``, and the
             log-sum-exp over the ``2 N - 2`` negatives of both views' samples, shape ``(2, N)``.
         """
-        similarity, power = _SIMILARITIES[self.similarity]
-        normalize = _NORMALIZATIONS[self.normalization]
-        length = self.temperature**-power
-        h1, h2 = normalize(z1, length), normalize(z2, length)
-        positives = similarity((h1 * h2).sum(dim=1))
-        return positives, torch.stack(negatives_logsumexp(h1, h2, similarity))
+        length = self.temperature ** -_POWERS[self.similarity]
+        return contrast_logits(z1, z2, length, self.similarity, self.normalization)
 
 
 class SimCLR(_PairContrast):
@@ -182,8 +153,7 @@ class SpectralContrastive(Criterion):
     def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
         """Compute the loss and its terms; see :meth:`Criterion.terms`."""
         n = len(z1)
-        length = self.radius**0.5
-        squares, products = cross_gram(project_to_ball(z1, length), project_to_ball(z2, length))
+        squares, products = cross_gram_in_ball(z1, z2, self.radius**0.5)
         invariance = -2 * products.mean() / self.radius
         contrast = squares / (n * (n - 1) * self.radius)
         return {"loss": invariance + contrast, "invariance": invariance, "contrast": contrast}

@@ -1,14 +1,11 @@
 """VICReg and the two criteria that turn it, step by step, into a contrastive one."""
 
+from typing import ClassVar
+
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from duality_ssl.criteria.base import Criterion, check_positive
-from duality_ssl.functional import (
-    variance_and_covariance,
-    variance_and_covariance_logsumexp,
-    variance_hinge,
-)
+from duality_ssl.functional import regularized_views, variance_hinge
 
 
 class VICReg(Criterion):
@@ -39,6 +36,9 @@ class VICReg(Criterion):
     Reference: Bardes et al., ICLR 2022, eq. 6, https://arxiv.org/abs/2105.04906
     """
 
+    temperature: float | None = None
+    dim: ClassVar[int] = 0  # along which the vectors lie that are to vary and not to covary
+
     def __init__(self, invariance: float = 25, variance: float = 25, covariance: float = 1) -> None:
         super().__init__()
         check_positive(
@@ -48,24 +48,10 @@ class VICReg(Criterion):
         self.variance = variance
         self.covariance = covariance
 
-    def variance_and_covariance(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the variance of each column of ``z`` and the penalty on their covariances.
-
-        Args:
-            z: Shape ``(N, D)``, not centred.
-
-        Returns:
-            Shape ``(D,)`` and a scalar.
-        """
-        return variance_and_covariance(z)
-
     def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
         """Compute the loss and its terms; see :meth:`Criterion.terms`."""
-        variance1, covariance1 = self.variance_and_covariance(z1)
-        variance2, covariance2 = self.variance_and_covariance(z2)
-        invariance = mse_loss(z1, z2)
-        variance = (variance_hinge(variance1) + variance_hinge(variance2)) / 2
-        covariance = covariance1 + covariance2
+        invariance, variances, penalties = regularized_views(z1, z2, self.dim, self.temperature)
+        variance, covariance = variance_hinge(variances), penalties.sum()
         loss = (
             self.invariance * invariance + self.variance * variance + self.covariance * covariance
         )
@@ -111,17 +97,6 @@ class VICRegExp(VICReg):
         check_positive(temperature=temperature)
         self.temperature = temperature
 
-    def variance_and_covariance(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the variance of each column of ``z`` and the log-sum-exp of their covariances.
-
-        Args:
-            z: Shape ``(N, D)``, not centred.
-
-        Returns:
-            Shape ``(D,)`` and a scalar.
-        """
-        return variance_and_covariance_logsumexp(z, self.temperature)
-
 
 class VICRegCtr(VICRegExp):
     r"""VICReg-exp on the transpose: VICReg made contrastive.
@@ -148,6 +123,8 @@ class VICRegCtr(VICRegExp):
     Reference: Garrido et al., ICLR 2023, figure 1 and table S5, https://arxiv.org/abs/2206.02574
     """
 
+    dim = 1
+
     def __init__(
         self,
         invariance: float = 25,
@@ -156,7 +133,3 @@ class VICRegCtr(VICRegExp):
         temperature: float = 0.15,
     ) -> None:
         super().__init__(invariance, variance, covariance, temperature)
-
-    def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
-        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
-        return super().terms(z1.T, z2.T)

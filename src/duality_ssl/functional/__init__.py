@@ -3,8 +3,8 @@ r"""The paper's maths: Tensor in, Tensor out, every Frobenius or log-det term on
 An embedding matrix is ``z`` of shape ``(N, D)``, one row a sample. Because
 :math:`\|z z^\top\|_F = \|z^\top z\|_F` and
 :math:`\det(I + c\,z z^\top) = \det(I + c\,z^\top z)`, no function here builds a ``D x D`` matrix
-where ``N < D``, nor an ``N x N`` one where ``D < N``, unless it takes the log-sum-exp of that very
-matrix. Value and gradient are those of the other side.
+where ``N < D``, nor an ``N x N`` one where ``D < N``. Value and gradient are those of the other
+side. The log-sum-exp of a matrix has no other side: it is taken in tiles.
 
 Precision: every public function of a tensor leaves autocast and computes half precision in
 float32; float64 stays float64.
@@ -26,7 +26,7 @@ Source, unless said otherwise: Garrido et al., *On the duality between contrasti
 non-contrastive self-supervised learning*, ICLR 2023, https://arxiv.org/abs/2206.02574.
 """
 
-from duality_ssl.functional._products import cross_gram, full_precision
+from duality_ssl.functional._products import full_precision
 from duality_ssl.functional.duality import (
     column_fourth_norm_bounds,
     dimension_contrastive,
@@ -46,12 +46,15 @@ from duality_ssl.functional.normalization import (
 )
 from duality_ssl.functional.terms import (
     coding_rate,
-    negatives_logsumexp,
+    contrast_logits,
+    cosines_and_coding_rates,
+    cross_correlation,
+    cross_gram,
+    cross_gram_in_ball,
     offdiagonal_logsumexp,
     rankme,
+    regularized_views,
     squared_covariance,
-    variance_and_covariance,
-    variance_and_covariance_logsumexp,
     variance_hinge,
 )
 
@@ -59,24 +62,26 @@ __all__ = [
     "centered",
     "coding_rate",
     "column_fourth_norm_bounds",
+    "contrast_logits",
+    "cosines_and_coding_rates",
+    "cross_correlation",
     "cross_gram",
+    "cross_gram_in_ball",
     "dimension_contrastive",
     "dimension_contrastive_bounds",
     "fourth_norms",
     "full_precision",
-    "negatives_logsumexp",
     "norm_regularizer",
     "normalize_centered_rows",
     "normalize_rows",
     "offdiagonal_logsumexp",
     "project_to_ball",
     "rankme",
+    "regularized_views",
     "row_fourth_norm_bounds",
     "sample_contrastive",
     "sample_contrastive_bounds",
     "squared_covariance",
     "standardize_columns",
-    "variance_and_covariance",
-    "variance_and_covariance_logsumexp",
     "variance_hinge",
 ]

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from duality_ssl.functional._products import full_precision
+from duality_ssl.functional._vectors import Normalize, Vectors, of_length
 
 # A shorter row has no direction: it normalises to zero, with zero gradient.
 _SHORTEST = 1e-12
@@ -12,17 +13,37 @@ _SHORTEST = 1e-12
 _ROUNDING = 16.0
 
 
-def _rescale(z: Tensor, dim: int, length: float, shortest: Tensor | float) -> Tensor:
-    """Give the vectors along ``dim`` the norm ``length``; those of norm ``shortest`` or less, 0."""
-    norm = torch.linalg.vector_norm(z, dim=dim, keepdim=True)
-    # An infinite norm makes both the vector and its gradient zero, where an epsilon would divide
-    # the gradient by epsilon.
-    return z * (length / norm.masked_fill(norm <= shortest, torch.inf))
-
-
 def _noise(mean: Tensor) -> Tensor:
     """Bound, per dimension, what rounding leaves of a constant after centring."""
-    return _ROUNDING * torch.finfo(mean.dtype).eps * mean.detach().abs() + _SHORTEST
+    return _ROUNDING * torch.finfo(mean.dtype).eps * mean.abs() + _SHORTEST
+
+
+def _matrix(x: Tensor, vectors: Vectors) -> Tensor:
+    """Write the vectors out; ``x`` is theirs with its history."""
+    result: Tensor = Normalize.apply(x, *vectors[1:])
+    return result
+
+
+def unit_rows(z: Tensor, length: float = 1.0) -> Vectors:
+    """Rows of one length; see :func:`normalize_rows`."""
+    return of_length(z, length, None, _SHORTEST)
+
+
+def unit_centered_rows(z: Tensor, length: float) -> Vectors:
+    """Rows of one length about their mean; see :func:`normalize_centered_rows`."""
+    mean = z.mean(dim=0)
+    return of_length(z, length, mean[None], torch.linalg.vector_norm(_noise(mean)))
+
+
+def unit_columns(z: Tensor, length: float = 1.0) -> Vectors:
+    """Centred columns of one length, the rows of ``z.T``; see :func:`standardize_columns`."""
+    mean = z.mean(dim=0)[:, None]
+    return of_length(z.T, length, mean, _noise(mean) * len(z) ** 0.5)
+
+
+def rows_in_ball(z: Tensor, radius: float) -> Vectors:
+    """Rows of at most a length; see :func:`project_to_ball`."""
+    return of_length(z, radius, None, radius, otherwise=1.0)
 
 
 @full_precision
@@ -49,7 +70,7 @@ def normalize_rows(z: Tensor, length: float = 1.0) -> Tensor:
     Returns:
         Shape ``(N, D)``. A row of norm 1e-12 or less becomes zero and gets zero gradient.
     """
-    return _rescale(z, 1, length, _SHORTEST)
+    return _matrix(z, unit_rows(z.detach(), length))
 
 
 @full_precision
@@ -63,8 +84,7 @@ def normalize_centered_rows(z: Tensor, length: float = 1.0) -> Tensor:
     Returns:
         Shape ``(N, D)``. A row that is the mean but for rounding becomes zero, with zero gradient.
     """
-    mean = z.mean(dim=0)
-    return _rescale(z - mean, 1, length, torch.linalg.vector_norm(_noise(mean)))
+    return _matrix(z, unit_centered_rows(z.detach(), length))
 
 
 @full_precision
@@ -80,8 +100,7 @@ def standardize_columns(z: Tensor, length: float = 1.0) -> Tensor:
         Shape ``(N, D)``. A dimension that is constant but for rounding becomes zero, with zero
         gradient.
     """
-    mean = z.mean(dim=0)
-    return _rescale(z - mean, 0, length, _noise(mean) * len(z) ** 0.5)
+    return _matrix(z.T, unit_columns(z.detach(), length)).T
 
 
 @full_precision
@@ -95,5 +114,4 @@ def project_to_ball(z: Tensor, radius: float) -> Tensor:
     Returns:
         Shape ``(N, D)``, all rows of norm at most ``radius``.
     """
-    norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)
-    return z * (radius / norm.clamp_min(radius))
+    return _matrix(z, rows_in_ball(z.detach(), radius))

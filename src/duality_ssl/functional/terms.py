@@ -1,29 +1,26 @@
 """What the criteria add up: log-sum-exps, variance and covariance, coding rate; and the rank."""
 
-from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
-from duality_ssl.functional._products import (
-    dimension_gram,
-    full_precision,
-    half_log_det,
-    product,
-    self_product,
+from duality_ssl.functional._logsumexp import LogSumExps
+from duality_ssl.functional._pairs import CenteredViews, HalfLogDets, OffDiagonalCross
+from duality_ssl.functional._products import dimension_gram, full_precision
+from duality_ssl.functional._vectors import Vectors, as_they_are
+from duality_ssl.functional.normalization import (
+    centered,
+    normalize_centered_rows,
+    rows_in_ball,
+    standardize_columns,
+    unit_columns,
+    unit_rows,
 )
-from duality_ssl.functional.normalization import centered
 
-
-def _offdiagonal_logsumexp(logits: Tensor, *dims: int) -> tuple[Tensor, ...]:
-    """Return the log-sum-exp along each of ``dims``, with -inf written over the diagonal.
-
-    Not recorded by autograd, which is exact: the softmax weight of -inf is zero, so the gradient
-    that comes back is zero there already. Saves the mask and two passes over the matrix.
-    """
-    with torch.no_grad():
-        logits.fill_diagonal_(-torch.inf)
-    return tuple(torch.logsumexp(logits, dim) for dim in dims)
+Similarity = Literal["cosine", "squared", "absolute"]
+Normalization = Literal["embeddings", "centered", "standardized"]
 
 
 @full_precision
@@ -37,30 +34,47 @@ def offdiagonal_logsumexp(similarities: Tensor, temperature: float = 1.0) -> Ten
     Returns:
         Shape ``(N,)``; a sum, not a mean, over the ``N - 1`` others.
     """
-    return _offdiagonal_logsumexp(similarities / temperature, 1)[0]
+    itself = torch.eye(len(similarities), dtype=torch.bool, device=similarities.device)
+    return (similarities / temperature).masked_fill(itself, -torch.inf).logsumexp(dim=1)
 
 
 @full_precision
-def negatives_logsumexp(
-    h1: Tensor, h2: Tensor, similarity: Callable[[Tensor], Tensor]
+def contrast_logits(
+    z1: Tensor,
+    z2: Tensor,
+    length: float = 1.0,
+    similarity: Similarity = "cosine",
+    normalization: Normalization = "embeddings",
 ) -> tuple[Tensor, Tensor]:
-    r"""Log-sum-exp over the ``2 N - 2`` negatives, in both views, of each of the ``2 N`` samples.
+    r"""Logit of each positive pair, and the log-sum-exp of each sample's negatives in both views.
 
     Args:
-        h1: Normalised embeddings of the first view, shape ``(N, D)``, with the temperature in
-            their norm.
-        h2: The same of the second view.
-        similarity: From the matrix of products to that of the logits, elementwise; must return a
-            tensor of its own or one whose gradient does not need it (it is masked in place).
+        z1: Embeddings of the first view, shape ``(N, D)``, ``N >= 2``.
+        z2: Embeddings of the second view, shape ``(N, D)``.
+        length: Norm that the embeddings get: with the temperature :math:`\tau` in it,
+            :math:`\tau^{-1/2}` (``squared``: :math:`\tau^{-1/4}`), similarities need no division.
+        similarity: From a product :math:`p` to its logit: ``cosine`` :math:`p`, ``squared``
+            :math:`p^2`, ``absolute`` :math:`|p|`.
+        normalization: ``embeddings`` scales rows, see :func:`normalize_rows`; ``centered`` centres
+            dimensions before, see :func:`normalize_centered_rows`; ``standardized`` scales
+            dimensions to ``length`` times :math:`\sqrt{N/D}`, see :func:`standardize_columns`.
 
     Returns:
-        For the rows of ``h1`` and of ``h2``, both of shape ``(N,)``. The positive is left out.
+        Logits of shape ``(N,)``, and the log-sum-exp over the ``2 N - 2`` others, without itself
+        and its partner, of the rows of ``z1`` and of ``z2``, shape ``(2, N)``. Computed in tiles:
+        from about ``N = 2900`` on memory grows with N, not with its square.
     """
-    # Three blocks, not the full (2N, 2N): the fourth is the transpose of the third.
-    (within1,) = _offdiagonal_logsumexp(similarity(self_product(h1)), 1)
-    (within2,) = _offdiagonal_logsumexp(similarity(self_product(h2)), 1)
-    across1, across2 = _offdiagonal_logsumexp(similarity(product(h1, h2)), 1, 0)
-    return torch.logaddexp(within1, across1), torch.logaddexp(within2, across2)
+    n, d = z1.shape
+    views: list[tuple[Tensor, Tensor, Tensor]]
+    if normalization == "embeddings":  # in the products, without a matrix of its own
+        scales = [unit_rows(z.detach(), length) for z in (z1, z2)]
+        views = [(z, v.factor, v.curvature) for z, v in zip((z1, z2), scales, strict=True)]
+    elif normalization == "centered":
+        views = [_scaled(normalize_centered_rows(z, length)) for z in (z1, z2)]
+    else:
+        views = [_scaled(standardize_columns(z, length * (n / d) ** 0.5)) for z in (z1, z2)]
+    result: tuple[Tensor, Tensor] = LogSumExps.apply(similarity, *views[0], *views[1])
+    return result
 
 
 @full_precision
@@ -68,10 +82,11 @@ def variance_hinge(variance: Tensor) -> Tensor:
     r"""Hinge on the standard deviation, :math:`\frac1D\sum_j \max(0, 1 - \sqrt{v_j + 10^{-4}})`.
 
     Args:
-        variance: Variance of each dimension, shape ``(D,)``, unbiased (over ``N - 1``).
+        variance: Variance of each dimension, shape ``(D,)``, unbiased (over ``N - 1``), or of each
+            in both views, ``(2, D)``.
 
     Returns:
-        Scalar in [0, 0.99], a mean over dimensions; halving over views is left to the criterion.
+        Scalar in [0, 0.99], a mean over dimensions and views, as in VICReg's released code.
 
     Reference: Bardes et al., *VICReg*, ICLR 2022, eq. 1, https://arxiv.org/abs/2105.04906
     """
@@ -79,54 +94,117 @@ def variance_hinge(variance: Tensor) -> Tensor:
 
 
 @full_precision
-def variance_and_covariance(z: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Per-dimension variance and VICReg's covariance term, from one product (eq. 10).
+def regularized_views(
+    z1: Tensor, z2: Tensor, dim: int = 0, temperature: float | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Invariance, variances and covariance penalties of two views, in one pass (VICReg, eq. 10).
 
     Args:
-        z: Embeddings of shape ``(N, D)``, ``N >= 2``; centred here.
+        z1: Embeddings of the first view, shape ``(N, D)``; centred here.
+        z2: Embeddings of the second view, shape ``(N, D)``.
+        dim: 0 for variance and covariance of dimensions over the samples (VICReg), 1 for those of
+            samples over the dimensions (VICReg-ctr). With K vectors of M entries along ``dim``,
+            :math:`C` is their ``K x K`` covariance, over ``M - 1``.
+        temperature: None for :math:`\frac1K\sum_{i \ne j} C_{ij}^2`, computed on the smaller side;
+            :math:`\tau` for :math:`\frac1K\sum_i\log\sum_{j \ne i} e^{C_{ij}/\tau}`, in tiles
+            of C: an exponential has no second side.
 
     Returns:
-        Unbiased variances of shape ``(D,)`` and the scalar
-        :math:`\frac{1}{D}\sum_{i \ne j} C_{ij}^2`, :math:`C = z^\top z / (N - 1)` of the centred z:
-        divided by ``D`` as in VICReg's released code, not by ``D (D - 1)``. With ``N < D`` it comes
-        from the ``N x N`` Gram matrix.
+        The mean squared difference of the views over N and D, a scalar; the unbiased variances of
+        both views' vectors, shape ``(2, K)``; the penalty of each view, shape ``(2,)``, divided by
+        K as in VICReg's released code, not by ``K (K - 1)``.
     """
-    n, d = z.shape
-    criterion, norms = dimension_gram(centered(z))
-    return norms / (n - 1), criterion / ((n - 1) ** 2 * d)
+    x1, x2 = (z1.T, z2.T) if dim == 0 else (z1, z2)
+    vectors, entries = x1.shape
+    factor = None if temperature is None else 1 / ((entries - 1) * temperature)
+    if factor is None or vectors <= entries:
+        distance, norms, penalties = CenteredViews.apply(x1, x2, factor)
+        scale = vectors * (1 if factor else (entries - 1) ** 2)
+        return distance / z1.numel(), norms / (entries - 1), penalties / scale
+    centred = [x - x.mean(dim=1, keepdim=True) for x in (x1, x2)]
+    variances = torch.stack([c.square().sum(dim=1) for c in centred]) / (entries - 1)
+    lse = [LogSumExps.apply("cosine", *_scaled(c * factor**0.5))[1].mean() for c in centred]
+    return mse_loss(z1, z2), variances, torch.stack(lse)
 
 
-def squared_covariance(z: Tensor) -> Tensor:
-    r"""VICReg's covariance term alone, :math:`\frac{1}{D}\sum_{i \ne j} C_{ij}^2`.
-
-    Args:
-        z: Embeddings of shape ``(N, D)``, ``N >= 2``; centred here.
-
-    Returns:
-        Scalar, zero if and only if the dimensions are uncorrelated; see
-        :func:`variance_and_covariance`.
-    """
-    return variance_and_covariance(z)[1]
+def _scaled(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    vectors = as_they_are(x)
+    return vectors.x, vectors.factor, vectors.curvature
 
 
 @full_precision
-def variance_and_covariance_logsumexp(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    r"""Per-dimension variance and VICReg-exp's covariance term.
+def squared_covariance(z: Tensor) -> Tensor:
+    r"""VICReg's covariance term of one view, :math:`\frac{1}{D}\sum_{i \ne j} C_{ij}^2`.
 
     Args:
-        z: Embeddings of shape ``(N, D)``, ``N >= 2`` and ``D >= 2``; centred here.
-        temperature: :math:`\tau`.
+        z: Embeddings of shape ``(N, D)``, ``N >= 2``; centred here.
 
     Returns:
-        Unbiased variances of shape ``(D,)`` and the scalar
-        :math:`\frac{1}{D}\sum_i \log\sum_{j \ne i} e^{C_{ij}/\tau}`, :math:`C = z^\top z / (N - 1)`
-        of the centred z. An exponential has no second side: this is the ``D x D`` matrix.
+        Scalar, zero if and only if the dimensions are uncorrelated; see :func:`regularized_views`.
     """
-    scaled = centered(z).T * (1 / ((len(z) - 1) * temperature)) ** 0.5
-    # Not the diagonal of the logits, whose backward is one more D x D matrix.
-    variance = scaled.square().sum(dim=1) * temperature
-    (repulsion,) = _offdiagonal_logsumexp(self_product(scaled), 1)
-    return variance, repulsion.mean()
+    n, d = z.shape
+    return dimension_gram(centered(z))[0] / ((n - 1) ** 2 * d)
+
+
+def _cross(x1: Tensor, x2: Tensor, view1: Vectors, view2: Vectors) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = OffDiagonalCross.apply(x1, x2, *view1[1:], *view2[1:])
+    return result
+
+
+@full_precision
+def cross_gram(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Products of two matrices' rows: of each row with its partner, and squared with the others.
+
+    Args:
+        a: Shape ``(N, D)``.
+        b: Shape ``(N, D)``.
+
+    Returns:
+        The scalar :math:`\sum_{i \ne j} (a_i \cdot b_j)^2`, computed on the smaller side with
+        :math:`\|a b^\top\|_F^2 = \langle a^\top a, b^\top b\rangle`, and the products
+        :math:`a_i \cdot b_i` of shape ``(N,)``.
+    """
+    return _cross(a, b, as_they_are(a), as_they_are(b))
+
+
+@full_precision
+def cross_gram_in_ball(z1: Tensor, z2: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """:func:`cross_gram` of the views' rows, those longer than ``radius`` shortened to it.
+
+    Args:
+        z1: Embeddings of the first view, shape ``(N, D)``.
+        z2: Embeddings of the second view, shape ``(N, D)``.
+        radius: Radius of the ball, positive; see :func:`project_to_ball`.
+
+    Returns:
+        The scalar and the products of shape ``(N,)``.
+    """
+    return _cross(z1, z2, rows_in_ball(z1.detach(), radius), rows_in_ball(z2.detach(), radius))
+
+
+@full_precision
+def cross_correlation(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Correlations :math:`X_{ij}` of dimension i in one view with j in the other (Barlow Twins).
+
+    Args:
+        z1: Embeddings of the first view, shape ``(N, D)``; standardised here, see
+            :func:`standardize_columns`.
+        z2: Embeddings of the second view, shape ``(N, D)``.
+
+    Returns:
+        The scalar :math:`\sum_{i \ne j} X_{ij}^2`, computed on the smaller side, and the diagonal
+        :math:`X_{jj}` of shape ``(D,)``.
+    """
+    return _cross(z1.T, z2.T, unit_columns(z1.detach()), unit_columns(z2.detach()))
+
+
+def _rates(
+    z1: Tensor, z2: Tensor, distortion: float, view1: Vectors, view2: Vectors
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, d = z1.shape
+    scale = d / (n * distortion)
+    result: tuple[Tensor, Tensor, Tensor] = HalfLogDets.apply(z1, z2, scale, *view1[1:], *view2[1:])
+    return result
 
 
 @full_precision
@@ -146,8 +224,24 @@ def coding_rate(z: Tensor, distortion: float) -> Tensor:
     Reference: Yu et al., *Learning Diverse and Discriminative Representations via the Principle of
     Maximal Coding Rate Reduction*, NeurIPS 2020, section 2.1, https://arxiv.org/abs/2006.08558
     """
-    n, d = z.shape
-    return half_log_det(z, d / (n * distortion))
+    return _rates(z, z.detach(), distortion, as_they_are(z), as_they_are(z))[1]
+
+
+@full_precision
+def cosines_and_coding_rates(
+    z1: Tensor, z2: Tensor, distortion: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosine of each positive pair, and the coding rate of each view's unit rows (TCR).
+
+    Args:
+        z1: Embeddings of the first view, shape ``(N, D)``.
+        z2: Embeddings of the second view, shape ``(N, D)``.
+        distortion: As in :func:`coding_rate`.
+
+    Returns:
+        Cosines of shape ``(N,)``, and two scalars in nats.
+    """
+    return _rates(z1, z2, distortion, unit_rows(z1.detach()), unit_rows(z2.detach()))
 
 
 @torch.no_grad()
