@@ -1,13 +1,14 @@
 """Two random views of a batch: parameters drawn on the CPU, applied on the batch's device."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from duality_ssl.data import transforms
+from duality_ssl.data import color, operations, transforms
 
 _PROBABILITIES = ("flip", "jitter", "gray", "blur", "solarize")
 _STRENGTHS = ("brightness", "contrast", "saturation")
@@ -212,6 +213,7 @@ class Augmentation:
         """Apply drawn parameters, on the device of the images.
 
         Values stay float between the operations, where a chain on 8-bit images rounds after each.
+        A CPU takes a few samples at a time through all operations, in its caches.
 
         Args:
             images: ``uint8``, shape ``(N, C, H, W)``, ``C`` 1 or 3; ``H = W = image_size`` if
@@ -221,21 +223,34 @@ class Augmentation:
         Returns:
             Float tensor of shape ``(N, C, image_size, image_size)``, normalised.
         """
-        # bfloat16 has fewer bits than the images.
-        with torch.autocast(images.device.type, enabled=False):
-            if draws.boxes is None:
-                x = transforms.horizontal_flip(images, draws.flip).float().div_(255)
-            else:
-                x = transforms.resized_crop(
-                    images, draws.boxes, self.image_size, draws.flip, 1 / 255
-                )
-            x = transforms.color_jitter(
-                x, draws.brightness, draws.contrast, draws.saturation, draws.hue, draws.order
-            )
-            x = transforms.grayscale(x, draws.gray)
-            x = transforms.gaussian_blur(x, draws.sigma, self.radius)
-            x = transforms.solarize(x, draws.solarize)
-            return transforms.normalize(x, self.mean, self.std)
+        device = images.device
+        out = operations.empty(
+            (len(images), images.shape[1], self.image_size, self.image_size), device
+        )
+        chunk = operations.chunk_size(out[0].numel()) if device.type == "cpu" else len(images)
+        with torch.autocast(device.type, enabled=False):  # bfloat16 has fewer bits than the images
+            steps = self.operations(draws, device)
+            for first in range(0, len(images), chunk):
+                x = images[first : first + chunk]
+                if draws.boxes is None:
+                    x = x.float().div_(255)
+                for operation in steps:
+                    x = operation(x, first)
+                transforms.normalize(x, self.mean, self.std, out[first : first + chunk])
+        return out
+
+    def operations(self, d: Draws, device: torch.device) -> list[Callable[[Tensor, int], Tensor]]:
+        """What is done between scaling and normalising, in order, with the parameters drawn."""
+        size = self.image_size
+        return [
+            transforms.HorizontalFlip(d.flip, device)
+            if d.boxes is None
+            else transforms.ResizedCrop(d.boxes, size, d.flip, 1 / 255, device),
+            color.ColorJitter(d.brightness, d.contrast, d.saturation, d.hue, d.order, device),
+            color.Grayscale(d.gray, device),
+            transforms.GaussianBlur(d.sigma, self.radius, device),
+            color.Solarize(d.solarize, device),
+        ]
 
     def __call__(
         self, images: Tensor, generator: torch.Generator, *, cropped: bool = False

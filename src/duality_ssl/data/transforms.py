@@ -1,19 +1,21 @@
-"""Batched image operations: one drawn parameter a sample, no Python loop over samples.
+"""Batched image operations in space, crop, resize, mirror, blur, and normalisation.
 
 Images are float tensors of shape ``(N, C, H, W)`` with values in [0, 1], ``C`` 1 or 3. Every
 operation agrees with ``torchvision.transforms.v2.functional`` on float images given the same
-parameters, unless its docstring says otherwise. Parameters are CPU tensors (that is where they are
-drawn): which rows an operation touches is decided there, so that a GPU never has to be waited for.
+parameters, unless its docstring says otherwise. An operation is made with the parameters of a whole
+batch, CPU tensors with one row a sample, and then called with the batch or with one part of it
+after the other: what it prepares, it prepares once, and which samples it changes is decided on the
+CPU, so that a GPU never has to be waited for.
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # ITU-R 601-2 luma, as torchvision has them
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the names of colour operations in `order`
+from duality_ssl.data.operations import Operation, pick, upload
 
 
 def draw_boxes(
@@ -62,173 +64,92 @@ def draw_boxes(
     return torch.stack((top, left, h, w), dim=1)
 
 
-def _resampling_matrix(start: Tensor, length: Tensor, source: int, target: int) -> Tensor:
-    """Weights ``(N, target, source)`` of an antialiased bilinear resize of an interval.
+def _weigh_rows(images: Tensor, pixel: Tensor, weight: Tensor) -> Tensor:
+    """Make each row of the output of some rows of the same plane: a vertical resampling.
 
-    Output ``i`` is centred at ``(i + 1/2) * length / target``; its weights are a triangle of
-    half-width ``max(length / target, 1)`` cut at the ends of the interval and normalised.
+    That is what the sum over a bag of embeddings does, a row of pixels being an embedding: one
+    pass, where gathering the rows for each weight would take two passes a weight.
+
+    Args:
+        images: Shape ``(n, C, H, W)``.
+        pixel: Which rows, shape ``(n or 1, size, K)``, int.
+        weight: Their weights, shape ``(n, size or 1, K)``.
+
+    Returns:
+        Shape ``(n, C, size, W)``.
     """
-    start, length = start.view(-1, 1, 1).float(), length.view(-1, 1, 1).float()
-    step = length / target
-    centre = (torch.arange(target, device=start.device).view(1, -1, 1) + 0.5) * step
-    position = torch.arange(source, device=start.device).view(1, 1, -1) + 0.5 - start
-    weights = (1 - (position - centre).abs_() / step.clamp(min=1)).clamp_(min=0)
-    weights *= (position > 0) & (position < length)
-    return weights / weights.sum(dim=2, keepdim=True)
+    n, channels, height, width = images.shape
+    planes = torch.arange(0, n * channels * height, height, dtype=pixel.dtype, device=images.device)
+    rows = planes.view(n, channels, 1, 1) + pixel.unsqueeze(1)
+    weights = weight.unsqueeze(1).expand(rows.shape).reshape(-1, rows.shape[3])
+    table = images.reshape(-1, width)
+    out = F.embedding_bag(rows.view(weights.shape), table, mode="sum", per_sample_weights=weights)
+    return out.view(n, channels, -1, width)
 
 
-def resized_crop(
-    images: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None, scale: float = 1.0
-) -> Tensor:
+class ResizedCrop:
     """Crop each image to its box, resize it to a square and mirror it where asked.
 
     Agrees with ``resized_crop(..., antialias=True)`` in bilinear mode, followed by
-    ``horizontal_flip``. The resize is separable and linear, so that it is two batched matrix
-    products with a weight matrix a sample; mirroring is the horizontal matrix upside down, and
-    costs nothing. (With TF32 matrix products on a GPU, off unless asked for, the agreement is to
-    1e-3.)
+    ``horizontal_flip``. Resizing is separable and linear: each row of the result is a weighted sum
+    of two rows (more where a side shrinks), then the same with columns. Mirroring is an order of
+    the columns and costs nothing.
+
+    Output ``i`` of an interval is centred at ``(i + 1/2) * length / size``; its weights are a
+    triangle of half-width ``max(length / size, 1)`` cut at the ends of the interval and normalised.
 
     Args:
-        images: Shape ``(N, C, H, W)``, any dtype; ``uint8`` is not rescaled unless by ``scale``.
         boxes: Shape ``(N, 4)``: top, left, height, width in pixels, inside the image.
         size: Side of the output, in pixels.
         flip: Shape ``(N,)``, true where the result is mirrored.
         scale: Factor for all values: 1/255 turns ``uint8`` into [0, 1] on the way.
-
-    Returns:
-        Float tensor of shape ``(N, C, size, size)``.
+        device: Where the images are.
     """
-    n, channels, height, width = images.shape
-    boxes = boxes.to(images.device, non_blocking=True)
-    top, left, h, w = boxes.unbind(dim=1)
-    vertical = _resampling_matrix(top, h, height, size)
-    horizontal = _resampling_matrix(left, w, width, size) * scale
-    if flip is not None:
-        mirrored = flip.to(images.device, non_blocking=True).view(-1, 1, 1)
-        horizontal = torch.where(mirrored, horizontal.flip(1), horizontal)
-    rows = images.float().reshape(n, channels * height, width)
-    rows = torch.bmm(rows, horizontal.transpose(1, 2)).view(n, channels, height, size)
-    return torch.matmul(vertical.unsqueeze(1), rows)
+
+    def __init__(
+        self, boxes: Tensor, size: int, flip: Tensor, scale: float, device: torch.device
+    ) -> None:
+        self.sides = [(left, left + width) for _, left, _, width in boxes.tolist()]
+        taps = math.ceil(2 * max(1.0, int(boxes[:, 2:].max()) / size))
+        boxes, flip = upload(boxes, device), upload(flip, device)
+        start, length = boxes.view(-1, 2, 2, 1, 1).unbind(dim=1)  # vertical, horizontal
+        output = torch.arange(size, device=device).view(-1, 1).repeat(len(boxes), 2, 1, 1)
+        output[:, 1] += flip.view(-1, 1, 1) * (size - 1 - 2 * output[:, 1])
+        step = length / size
+        reach = step.clamp(min=1)
+        centre = (output + 0.5) * step - 0.5
+        pixel = torch.ceil(centre - reach) + torch.arange(taps, device=device)
+        weight = (1 - (pixel - centre).abs_() / reach).clamp_(min=0)
+        weight *= (pixel >= 0) & (pixel < length)
+        weight /= weight.sum(dim=3, keepdim=True)
+        weight[:, 0] *= scale
+        self.pixel = (pixel.clamp_(min=0).minimum(length - 1) + start).int()
+        self.weight = weight
+
+    def __call__(self, images: Tensor, first: int = 0) -> Tensor:
+        """Make float images of shape ``(n, C, size, size)`` of those of any size and dtype."""
+        rows = slice(first, first + len(images))
+        left = min(left for left, _ in self.sides[rows])
+        right = max(right for _, right in self.sides[rows])
+        pixel, weight = self.pixel[rows], self.weight[rows]
+        out = images[..., left:right].float()
+        out = _weigh_rows(out, pixel[:, 0], weight[:, 0]).transpose(2, 3)
+        out = _weigh_rows(out, pixel[:, 1] - left, weight[:, 1]).transpose(2, 3)
+        return out.contiguous()
 
 
-def _rows(mask: Tensor, images: Tensor) -> Tensor:
-    """Indices of true rows, on the images' device, found on the CPU without waiting for a GPU."""
-    return mask.nonzero().squeeze(1).to(images.device, non_blocking=True)
+def resized_crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Crop each image to its box and resize it to a square; see `ResizedCrop`."""
+    flip = torch.zeros(len(boxes), dtype=torch.bool)
+    return ResizedCrop(boxes, size, flip, 1.0, images.device)(images)
 
 
-def _column(values: Tensor, images: Tensor) -> Tensor:
-    """One value a sample, on the images' device, that broadcasts over ``(N, C, H, W)``."""
-    return values.to(images.device, images.dtype, non_blocking=True).view(-1, 1, 1, 1)
+class HorizontalFlip(Operation):
+    """Mirror the drawn images; as torchvision's ``horizontal_flip``."""
 
-
-def horizontal_flip(images: Tensor, flip: Tensor) -> Tensor:
-    """Mirror the images where ``flip`` (shape ``(N,)``) is true; as torchvision's of that name."""
-    rows = _rows(flip, images)
-    return images.index_copy(0, rows, images[rows].flip(-1))
-
-
-def _luma(images: Tensor) -> Tensor:
-    """Grey value of RGB images, shape ``(N, 1, H, W)``."""
-    red, green, blue = images.split(1, dim=1)
-    r, g, b = GRAY_WEIGHTS
-    return red.mul(r).add_(green, alpha=g).add_(blue, alpha=b)
-
-
-def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn each image's hue; agrees with ``adjust_hue``, grey images stay as they are.
-
-    With value ``v = max(R, G, B)``, chroma ``c = v - min(R, G, B)`` and hue ``h`` in sixths of a
-    turn, HSV goes back to RGB by ``v - c * clamp(min(k, 4 - k), 0, 1)`` with ``k = (n + h) mod 6``
-    and ``n = 5, 3, 1`` for red, green and
-    blue: no table of cases, which a gather over pixels would be.
-
-    Args:
-        images: Shape ``(N, C, H, W)``.
-        shift: Shape ``(N,)``, in turns, in [-0.5, 0.5].
-
-    Returns:
-        Images of the same shape.
-    """
-    if images.shape[1] == 1:
-        return images
-    red, green, blue = images.split(1, dim=1)
-    value = torch.maximum(torch.maximum(red, green), blue)
-    chroma = value - torch.minimum(torch.minimum(red, green), blue)
-    tiny = torch.finfo(images.dtype).tiny
-    scale = chroma.clamp(min=tiny).reciprocal_()  # grey pixels: times a difference of 0
-    hue = torch.where(value == green, (blue - red).mul_(scale).add_(2), (red - green) * scale + 4)
-    hue = torch.where(value == red, (green - blue).mul_(scale), hue)
-    hue += 6 * _column(shift, images)
-    out = torch.empty_like(images)
-    for channel, offset in enumerate((5, 3, 1)):
-        k = hue + offset
-        k -= torch.floor(k / 6).mul_(6)
-        k = torch.minimum(k, 4 - k).clamp_(0, 1)
-        torch.addcmul(value, chroma, k, value=-1, out=out[:, channel : channel + 1])
-    return out
-
-
-def color_jitter(
-    images: Tensor,
-    brightness: Tensor,
-    contrast: Tensor,
-    saturation: Tensor,
-    hue: Tensor,
-    order: Tensor,
-) -> Tensor:
-    """Jitter brightness, contrast, saturation and hue, each sample in its own order.
-
-    Brightness ``b x``, contrast ``c x + (1 - c) mean(grey(x))`` and saturation ``s x + (1 - s)
-    grey(x)``, each clamped to [0, 1], are one form ``a x + p grey(x) + q mean(grey(x))``: three
-    such steps over the whole batch, with coefficients a sample, do every order of them. Hue is
-    turned between two steps, for the samples whose order has it there. Agrees with the four
-    ``adjust_*`` called one after the other; on grey images saturation and hue are identities, as
-    there.
-
-    Args:
-        images: Shape ``(N, C, H, W)``; may be overwritten.
-        brightness: Factors, shape ``(N,)``, 1 is the identity.
-        contrast: Factors, shape ``(N,)``, 1 is the identity.
-        saturation: Factors, shape ``(N,)``, 1 is the identity.
-        hue: Shifts in turns, shape ``(N,)``, 0 is the identity.
-        order: Permutations of (0 brightness, 1 contrast, 2 saturation, 3 hue), shape ``(N, 4)``.
-
-    Returns:
-        Images of the same shape.
-    """
-    n, channels = images.shape[:2]
-    colour = channels == 3
-    factors = torch.stack((brightness, contrast, saturation if colour else torch.ones(n)), dim=1)
-    steps = order[order != HUE].view(n, 3)
-    factor = factors.gather(1, steps)
-    p = torch.where(steps == SATURATION, 1 - factor, 0.0)
-    q = torch.where(steps == CONTRAST, 1 - factor, 0.0)
-    on_device = torch.stack((factor, p, q)).to(images.device, images.dtype, non_blocking=True)
-    coefficients = on_device.view(3, n, 3, 1, 1).unbind(dim=2)  # per step: (3, N, 1, 1)
-
-    turn_at = torch.where(hue != 0, (order == HUE).int().argmax(dim=1), -1) if colour else None
-    for step in range(4):
-        if turn_at is not None and bool((turn_at == step).any()):
-            rows = _rows(turn_at == step, images)
-            images = images.index_copy_(0, rows, adjust_hue(images[rows], hue[turn_at == step]))
-        if step < 3:
-            a, p, q = (x.unsqueeze(-1) for x in coefficients[step])
-            gray = _luma(images) if colour else images
-            mean = gray.mean(dim=(2, 3), keepdim=True)
-            offset = torch.addcmul(q * mean, p, gray) if colour else q * mean
-            images = torch.addcmul(offset, a, images).clamp_(0, 1)
-    return images
-
-
-def grayscale(images: Tensor, mask: Tensor) -> Tensor:
-    """Replace the images where ``mask`` (shape ``(N,)``) is true by their grey values, in place.
-
-    Agrees with ``rgb_to_grayscale(..., num_output_channels=3)``; grey images stay as they are.
-    """
-    if images.shape[1] == 1 or not bool(mask.any()):
-        return images
-    rows = _rows(mask, images)
-    return images.index_copy_(0, rows, _luma(images[rows]).expand(-1, 3, -1, -1))
+    def change(self, images: Tensor, samples: list[int]) -> Tensor:
+        """Mirror all of them."""
+        return images.flip(-1)
 
 
 def blur_radius(largest_sigma: float, size: int) -> int:
@@ -236,55 +157,72 @@ def blur_radius(largest_sigma: float, size: int) -> int:
     return max(0, min(math.ceil(4 * largest_sigma), size - 1))
 
 
-def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Blur each image with its own Gaussian, in place; where ``sigma`` is 0 the image stays.
+class GaussianBlur(Operation):
+    """Blur each image with its own Gaussian; where ``sigma`` is 0 the image stays.
 
-    Agrees with ``gaussian_blur(..., kernel_size=2 * radius + 1, sigma)`` with its reflected
-    borders. SimCLR's kernel is a tenth of the image wide; ours has four sigma on each side whatever
-    the size, which is the same Gaussian at 224 pixels (the tail beyond is below 1e-4) and not cut
-    off in small images.
+    Agrees with ``gaussian_blur`` with its reflected borders and a kernel of four sigma on each
+    side, ``kernel_size=2 * min(radius, ceil(4 * sigma)) + 1``. SimCLR's kernel is a tenth of the
+    image wide; ours depends on sigma alone, which is the same Gaussian at 224 pixels (the tail
+    beyond is below 1e-4), not cut off in small images, and narrow where sigma is small.
 
     Args:
-        images: Shape ``(N, C, H, W)``, both sides longer than ``radius``.
         sigma: Shape ``(N,)``, in pixels.
-        radius: Half-width of the kernel, in pixels.
+        radius: Largest half-width of a kernel, in pixels, shorter than the images' sides.
+        device: Where the images are.
+    """
+
+    def __init__(self, sigma: Tensor, radius: int, device: torch.device) -> None:
+        super().__init__((sigma > 0) & (radius > 0), device)
+        self.offsets = torch.arange(-radius, radius + 1)
+        reach = torch.ceil(4 * sigma).clamp_(max=radius)
+        kernels = torch.exp(-0.5 * (self.offsets / sigma.clamp(min=1e-6).view(-1, 1)) ** 2)
+        kernels *= self.offsets.abs() <= reach.view(-1, 1)
+        kernels /= kernels.sum(dim=1, keepdim=True)
+        self.kernels = upload(kernels.view(len(sigma), 1, -1), device)
+        self.reach: list[int] = reach.int().tolist()
+
+    def change(self, images: Tensor, samples: list[int]) -> Tensor:
+        """Blur all of them, with kernels as wide as the widest of theirs."""
+        radius, widest = len(self.offsets) // 2, max(self.reach[i] for i in samples)
+        window = slice(radius - widest, radius + widest + 1)
+        kernels = pick(self.kernels, samples)[..., window]
+        for _ in range(2):  # down, then along the rows
+            pixel = _reflected(images.shape[2], widest, self.device)
+            images = _weigh_rows(images, pixel, kernels).transpose(2, 3)
+        return images
+
+
+@lru_cache(maxsize=64)
+def _reflected(side: int, radius: int, device: torch.device) -> Tensor:
+    """Pixels around each of an interval's, ``(1, side, 2 radius + 1)``, reflected at its ends."""
+    pixel = torch.arange(side).view(-1, 1) + torch.arange(-radius, radius + 1)
+    pixel = (side - 1) - ((side - 1) - pixel.abs_()).abs_()
+    return upload(pixel.int().unsqueeze(0), device)
+
+
+def normalize(
+    images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], out: Tensor | None = None
+) -> Tensor:
+    """Subtract each channel's mean and divide by its deviation; as torchvision's.
+
+    Args:
+        images: Shape ``(N, C, H, W)``; overwritten if there is no other place for the result.
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
+        out: Where to write the result.
 
     Returns:
         Images of the same shape.
     """
-    if radius == 0 or not bool((sigma > 0).any()):
-        return images
-    rows = _rows(sigma > 0, images)
-    chosen = images[rows]
-    n, channels, height, width = chosen.shape
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
-    kernels = torch.softmax(-0.5 * (offsets / sigma[sigma > 0].unsqueeze(1)) ** 2, dim=1)
-    kernels = kernels.to(images.device, images.dtype, non_blocking=True)
-    # A kernel a sample is a grouped convolution of one image that has all samples as channels.
-    kernels = kernels.repeat_interleave(channels, dim=0).view(n * channels, 1, -1, 1)
-    planes = chosen.view(1, n * channels, height, width)
-    planes = F.pad(planes, (radius, radius, radius, radius), mode="reflect")
-    planes = F.conv2d(planes, kernels, groups=n * channels)
-    planes = F.conv2d(planes, kernels.transpose(2, 3), groups=n * channels)
-    return images.index_copy_(0, rows, planes.view_as(chosen))
+    shift, factor = _standardisation(mean, std, images.dtype, images.device)
+    return torch.add(images.mul_(factor), shift, out=images if out is None else out)
 
 
-def solarize(images: Tensor, mask: Tensor, threshold: float = 0.5) -> Tensor:
-    """Invert the values from ``threshold`` on where ``mask`` (shape ``(N,)``) is true, in place.
-
-    Agrees with ``solarize``; the threshold 0.5 is BYOL's (torchvision and PIL say 128 of 255, which
-    between 8-bit values is the same).
-    """
-    if not bool(mask.any()):
-        return images
-    rows = _rows(mask, images)
-    chosen = images[rows]
-    return images.index_copy_(0, rows, torch.where(chosen >= threshold, 1 - chosen, chosen))
-
-
-def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Subtract each channel's mean and divide by its deviation, in place; as torchvision's."""
-    shape = (1, -1, 1, 1)
-    centre = torch.tensor(mean, dtype=images.dtype).view(shape).to(images.device, non_blocking=True)
-    spread = torch.tensor(std, dtype=images.dtype).view(shape).to(images.device, non_blocking=True)
-    return images.sub_(centre).div_(spread)
+@lru_cache(maxsize=16)
+def _standardisation(
+    mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What is added to and multiplied with each channel, ``(1, C, 1, 1)``."""
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=dtype)
+    factor = torch.tensor([1 / s for s in std], dtype=dtype)
+    return upload(shift.view(1, -1, 1, 1), device), upload(factor.view(1, -1, 1, 1), device)
