@@ -4,6 +4,7 @@ import inspect
 import logging
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -362,6 +363,92 @@ def test_training_learns() -> None:
     model = Watched(**SMALL, warmup_epochs=0, base_lr=0.02, optimizer=torch.optim.AdamW)
     trainer().fit(model, datamodule=Pairs(64, 20))
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_compiled_fit_is_the_same_and_so_is_its_checkpoint(
+    method: type[JointEmbedding], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    states = []
+    for flag in (False, True):
+        torch._dynamo.reset()
+        model = make(method, backbone="flat_linear", compile=flag)
+        fit = trainer(max_steps=2)
+        fit.fit(model, datamodule=Noise(8))
+        fit.save_checkpoint(tmp_path / "model.ckpt")
+        states.append(model.state_dict())
+        assert (len(graphs) >= 3) == flag  # backbone, projector and criterion
+    assert list(states[0]) == list(states[1])
+    torch.testing.assert_close(states[1], states[0], rtol=1e-5, atol=1e-6)
+    restored = method.load_from_checkpoint(
+        tmp_path / "model.ckpt", weights_only=True, compile=False
+    )
+    torch.testing.assert_close(restored.state_dict(), states[1], rtol=0, atol=0)
+
+
+def test_channels_last_is_the_same_and_loads_where_they_are_not(tmp_path: Path) -> None:
+    states = []
+    for flag in (False, True):
+        model = make(backbone="resnet18_32", channels_last=flag, base_lr=0.1)
+        fit = trainer(max_steps=2)
+        fit.fit(model, datamodule=Noise(4))
+        states.append(model.state_dict())
+        # a single channel leaves the stem's layout open
+        weight = model.backbone.layer1[0].conv1.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == flag
+        fit.save_checkpoint(tmp_path / "model.ckpt")
+    torch.testing.assert_close(states[1], states[0], rtol=1e-3, atol=1e-4)
+    resumed = make(backbone="resnet18_32", channels_last=False, base_lr=0.1)
+    trainer(max_steps=3).fit(resumed, datamodule=Noise(4), ckpt_path=tmp_path / "model.ckpt")
+    assert resumed.backbone.layer1[0].conv1.weight.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "fused"),
+    [
+        (torch.optim.AdamW, True),
+        (lambda groups: torch.optim.AdamW(groups, foreach=True), None),
+        (lambda groups: torch.optim.SGD(groups, fused=False), False),
+    ],
+    ids=["not-said", "foreach", "not-fused"],
+)
+def test_steps_are_fused_unless_the_user_said_otherwise(optimizer: Any, fused: bool | None) -> None:
+    fit = trainer(max_steps=1)
+    fit.fit(make(optimizer=optimizer), datamodule=Noise())
+    assert [group["fused"] for group in fit.optimizers[0].param_groups] == [fused] * 2
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_accumulated_gradient_is_the_mean_over_micro_batches(method: type[JointEmbedding]) -> None:
+    """Not that of the criterion of all their images, which no micro-batch sees."""
+    options: dict[str, Any] = {"backbone": "flat_linear", "projector": "6", "base_lr": 64.0}
+    data = Noise(8, batches=2)
+    model = make(method, **options, weight_decay=0, optimizer=torch.optim.SGD)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    batches = list(data.train_dataloader())
+
+    def gradient(views: list[Tensor]) -> dict[str, Tensor]:
+        z1, z2 = (model.projector(model.backbone(x)) for x in views)
+        loss = model.criterion(z1, z2)["loss"]
+        return dict(zip(before, torch.autograd.grad(loss, model.parameters()), strict=True))
+
+    parts = [gradient(views) for views, _ in batches]
+    whole = gradient([torch.cat(views) for views in zip(*(v for v, _ in batches), strict=True)])
+    fit = trainer(max_steps=1, accumulate_grad_batches=2)
+    fit.fit(model, datamodule=data)
+    lr = 64.0 * 16 / 256
+    for name, parameter in model.named_parameters():
+        taken = (before[name] - parameter.detach()) / lr
+        mean = (parts[0][name] + parts[1][name]) / 2
+        torch.testing.assert_close(taken, mean, rtol=1e-3, atol=1e-5)
+    assert any((whole[n] - (parts[0][n] + parts[1][n]) / 2).abs().max() > 1e-4 for n in before)
 
 
 def test_checkpoint_restores_the_model(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""LARS and the schedule against bolts and plain loops; parameter groups; the scaling rule."""
+"""LARS and the schedule against peers and plain loops; fused steps; parameter groups; scaling."""
 
 import importlib
 import math
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from duality_ssl.backbones import create_backbone
-from duality_ssl.optim import LARS, parameter_groups, scaled_lr, warmup_cosine
+from duality_ssl.optim import LARS, fuse, parameter_groups, scaled_lr, warmup_cosine
 from duality_ssl.projector import create_projector
 
 STEPS = 6
@@ -167,6 +168,56 @@ def test_lars_takes_the_steps_of_bolts_on_a_network(bolts: ModuleType) -> None:
     assert losses[0][-1] < losses[0][0]
 
 
+@MOMENTA
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("timm.optim", "Lars"), ("lightly.utils.lars", "LARS")],
+    ids=["timm", "lightly"],
+)
+def test_lars_takes_the_steps_of_peers(
+    module: str, name: str, momentum: float, nesterov: bool
+) -> None:
+    """lightly's are also those of `reference_lars_step` that adapts by weight decay."""
+    peer = getattr(pytest.importorskip(module), name)
+    runs = []
+    for make in (LARS, peer):
+        made = groups(torch.float64)
+        for group in made:  # timm decays where the gradient is zero
+            group["params"] = group["params"][:-1]
+        runs.append((made, make(made, lr=0.5, momentum=momentum, nesterov=nesterov)))
+    for step in range(STEPS):
+        for made, optimizer in runs:
+            set_gradients(made, step)
+            optimizer.step()
+    (ours, _), (theirs, _) = runs
+    torch.testing.assert_close(values(ours), values(theirs), rtol=1e-6, atol=1e-9)
+
+
+def test_lars_takes_the_same_steps_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parts = groups(torch.float64), groups(torch.float64)
+    first, second = LARS(whole, lr=0.5), LARS(parts, lr=0.5)
+    for step in range(STEPS):
+        set_gradients(whole, step)
+        first.step()
+        monkeypatch.setattr("duality_ssl.optim._CACHED_BYTES", 300)
+        set_gradients(parts, step)
+        second.step()
+        monkeypatch.undo()
+    torch.testing.assert_close(values(parts), values(whole), rtol=0, atol=0)
+
+
+def test_lars_step_makes_nothing_of_a_weights_size() -> None:
+    weight = nn.Parameter(torch.ones(256, 256))
+    weight.grad = torch.ones_like(weight)
+    optimizer = LARS([{"params": [weight], "adapt": True}], lr=0.1)
+    optimizer.step()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        optimizer.step()
+    allocated = [event.self_cpu_memory_usage for event in profile.events()]
+    assert 0 < max(allocated) < weight.nbytes / 2
+
+
 def test_lars_step_never_waits_for_the_device() -> None:
     """On the meta device there are no values: whatever reads one on the host raises."""
     model = create_backbone("resnet_tiny").to("meta")
@@ -226,6 +277,96 @@ def test_lars_evaluates_a_closure_with_gradients() -> None:
 def test_lars_refuses(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LARS([nn.Parameter(torch.ones(1))], **{"lr": 0.1, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        pytest.param(torch.optim.SGD, True, id="SGD"),
+        pytest.param(torch.optim.Adam, True, id="Adam"),
+        pytest.param(torch.optim.AdamW, True, id="AdamW"),
+        pytest.param(torch.optim.RMSprop, None, id="RMSprop-has-none"),
+        pytest.param(torch.optim.Adagrad, None, id="Adagrad-on-CPUs-only"),
+        pytest.param(LARS, None, id="LARS"),
+        pytest.param(partial(SGD, fused=False), False, id="user-says-no"),
+        pytest.param(partial(torch.optim.AdamW, foreach=True), None, id="user-says-foreach"),
+        pytest.param(partial(torch.optim.Adam, foreach=False), None, id="user-says-loop"),
+        pytest.param(partial(SGD, differentiable=True), None, id="user-says-differentiable"),
+    ],
+)
+def test_fused_steps_where_there_are_any_and_the_user_has_not_chosen(
+    make: Any, expected: bool | None
+) -> None:
+    optimizer = make(parameter_groups(nn.Linear(2, 3), 0.1), lr=0.1)
+    fuse(optimizer)
+    assert [group.get("fused") for group in optimizer.param_groups] == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.complex64], ids=["meta-device", "complex-numbers"]
+)
+def test_fused_steps_ask_for_real_numbers_on_a_device_that_has_them(dtype: torch.dtype) -> None:
+    device = "meta" if dtype == torch.float32 else "cpu"
+    optimizer = SGD([nn.Parameter(torch.ones(2, dtype=dtype, device=device))], lr=0.1)
+    fuse(optimizer)
+    assert optimizer.param_groups[0]["fused"] is None
+
+
+ADAPTIVE = pytest.mark.parametrize(
+    "make",
+    [partial(SGD, momentum=0.9, nesterov=True), torch.optim.AdamW],
+    ids=["SGD", "AdamW"],
+)
+
+
+@ADAPTIVE
+def test_fused_steps_are_the_same(make: Any) -> None:
+    runs = []
+    for fused in (False, True):
+        made = groups(torch.float64, weight_decays=(0.1, 0.0))
+        runs.append((made, make(made)))
+        if fused:
+            fuse(runs[-1][1])
+    for step in range(STEPS):
+        for made, optimizer in runs:
+            set_gradients(made, step)
+            optimizer.step()
+    torch.testing.assert_close(values(runs[1][0]), values(runs[0][0]), rtol=1e-12, atol=1e-14)
+
+
+@ADAPTIVE
+@pytest.mark.parametrize("before", [True, False], ids=["fused-before", "not-fused-before"])
+@pytest.mark.parametrize("turn", [True, False], ids=["other-layout", "same-layout"])
+def test_fused_steps_go_on_from_a_checkpoint_of_any_layout(
+    make: Any, before: bool, turn: bool
+) -> None:
+    """Torch's kernels for a CPU read state of other strides than the weight's in a wrong order."""
+
+    def build(channels_last: bool) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        module = nn.Conv2d(4, 6, 3)
+        if channels_last:
+            module.to(memory_format=torch.channels_last)
+        return module, make(module.parameters(), lr=0.1)
+
+    def step(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        images = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        optimizer.zero_grad()
+        module(images).square().mean().backward()
+        optimizer.step()
+
+    reference, run, resumed = build(True), build(True), build(not turn)
+    for each, fused in ((run, before), (resumed, True)):
+        if fused:
+            fuse(each[1])
+    for _ in range(2):
+        step(*reference)
+        step(*run)
+    for ours, theirs in zip(resumed, run, strict=True):
+        ours.load_state_dict(theirs.state_dict())
+    step(*reference)
+    step(*resumed)
+    torch.testing.assert_close(resumed[0].weight, reference[0].weight, rtol=1e-5, atol=1e-6)
 
 
 def reference_learning_rate(step: int, warmup: int, total: int, lr: float, floor: float) -> float:
