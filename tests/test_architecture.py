@@ -21,12 +21,14 @@ ALLOWED = {
     "optim": set(),
     "weights": set(),
     "messages": set(),
+    "memory": {"criteria"},
     "neighbours": set(),
+    "profiler": set(),
     "evaluation": {"functional", "neighbours"},
     "data": {"distributed"},
     "callbacks": {"functional", "distributed", "evaluation", "neighbours"},
     "methods": {"criteria", "projector", "backbones", "optim", "distributed", "weights"},
-    "cli": {"methods", "data", "callbacks", "messages"},
+    "cli": {"methods", "data", "callbacks", "memory", "messages"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -72,6 +74,16 @@ def test_importing_the_package_imports_neither_torch_nor_lightning() -> None:
     code = "import sys, duality_ssl; print(*{'torch', 'lightning'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_the_command_imports_no_heavy_library_before_it_is_used() -> None:
+    code = (
+        "import sys, lightning.pytorch.cli; before = {*sys.modules}; import duality_ssl.cli; "
+        "new = {name.partition('.')[0] for name in {*sys.modules} - before}; print(*new)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"IPython", "kornia", "matplotlib", "pandas", "pl_bolts", "sklearn", "tensorboard"}
+    assert not {*done.stdout.split()} & (heavy | {"scipy", "timm", "torchmetrics", "torchvision"})
 
 
 def test_public_names_are_there() -> None:

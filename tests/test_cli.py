@@ -14,7 +14,7 @@ import torch
 import yaml
 from lightning import Callback, LightningModule, Trainer
 
-from duality_ssl.cli import main, method_names, with_config_of_run
+from duality_ssl.cli import Command, main, method_names, with_config_of_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DIGITS = str(CONFIGS / "data/digits.yaml")
@@ -369,6 +369,31 @@ def test_callbacks_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not [name for name in logged if name.startswith(("duality/", "val/knn"))]
 
 
+def test_end_of_a_fit_says_where_the_time_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--trainer.enable_progress_bar", "false", "--trainer.max_epochs", "1"]
+    profiled = ["-c", str(CONFIGS / "hardware/profile.yaml"), "-c", DIGITS]
+    main(["fit", *profiled, "--model", "VICReg", *words])
+    out = capsys.readouterr().out
+    shares = r"\d+% of the time waiting for data \(augment \d+%, step \d+%\)\."
+    assert len(re.findall(rf"^Trained on 1,280 images .* images/s, {shares}$", out, re.M)) == 1
+    assert len(re.findall(r"^  (?:data wait|augment|forward|criterion|rest) .* %$", out, re.M)) == 5
+    assert "OnlineLinearProbe" in out
+    written = Path("runs/digits/VICReg/version_0/profile.txt").read_text()
+    assert written.strip() in out
+
+
+def test_fit_estimates_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level("INFO"):
+        main(["fit", "-c", DIGITS, "--model", "VICReg", "--trainer.fast_dev_run", "true"])
+    assert "Projector of 0.6 M weights: 9 MiB with gradients and optimiser state" in caplog.text
+
+
 def test_no_checkpoint_where_none_is_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -426,6 +451,19 @@ def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert all(name in text for name in (*method_names(), "fit", "validate", "test", "predict"))
     assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(("words", "count"), [(["--help"], 0), (["fit", "--help"], 1)], ids=str)
+def test_options_are_collected_of_the_subcommand_that_is_asked_for(
+    words: list[str], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collected = []
+    add = Command.add_core_arguments_to_parser
+    spy = lambda self, parser: (collected.append(parser), add(self, parser))  # noqa: E731
+    monkeypatch.setattr(Command, "add_core_arguments_to_parser", spy)
+    with pytest.raises(SystemExit):
+        main(words)
+    assert len(collected) == count
 
 
 @pytest.mark.parametrize("method", method_names())

@@ -1,6 +1,7 @@
 """Folders of files: listing, decoding of every mode, crops in workers, bad images."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 from torchvision import transforms as tv
 
 from duality_ssl.data import SSLDataModule, View, create_source
-from duality_ssl.data.folder import FolderDataset, centre_crop, decode
+from duality_ssl.data.decode import Box, _reduce, centre_box, read_crops
+from duality_ssl.data.folder import FolderDataset
 from duality_ssl.data.loader import Batch
 from duality_ssl.data.sampler import BatchRequest
 
@@ -23,6 +25,14 @@ def request(*indices: int, epoch: int = 0, seed: int | None = 1) -> BatchRequest
 def dataset(root: Path, split: str = "train", on_bad_image: str = "error") -> FolderDataset:
     images = create_source("folder", root).load(split)
     return FolderDataset(images, 24, (View(), View()), 0, on_bad_image)
+
+
+def decode(path: Path) -> np.ndarray:
+    """All of a square image at its own size, shape (H, W, 3)."""
+    with Image.open(path) as image:
+        side = image.width
+    (crop,) = read_crops(path, side, lambda w, h: [Box(0, 0, w, h)])
+    return crop.permute(1, 2, 0).numpy()
 
 
 @pytest.fixture
@@ -73,7 +83,7 @@ def test_names_of_any_alphabet(tmp_path: Path) -> None:
     write_folder(tmp_path, ("кот", "犬 2"), train=1, val=1)
     images = create_source("folder", tmp_path).load("train")
     assert [images.path(i).parent.name for i in range(2)] == ["кот", "犬 2"]
-    decode(images.path(0))
+    assert read_crops(images.path(0), 8, centre_box(8))
 
 
 def test_empty_folder(tmp_path: Path) -> None:
@@ -134,16 +144,16 @@ def gradient() -> np.ndarray:
 def test_grey_and_bilevel_images(tmp_path: Path) -> None:
     grey = (gradient() >> 8).astype(np.uint8)
     Image.fromarray(grey).save(tmp_path / "l.png")
-    out = np.asarray(decode(tmp_path / "l.png"))
+    out = decode(tmp_path / "l.png")
     np.testing.assert_array_equal(out, np.repeat(grey[:, :, None], 3, axis=2))
     Image.fromarray(grey).convert("1").save(tmp_path / "1.png")
-    assert set(np.unique(np.asarray(decode(tmp_path / "1.png")))) == {0, 255}
+    assert set(np.unique(decode(tmp_path / "1.png"))) == {0, 255}
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_16_bits_are_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
     Image.fromarray(gradient()).save(tmp_path / f"deep.{suffix}")
-    out = np.asarray(decode(tmp_path / f"deep.{suffix}"))
+    out = decode(tmp_path / f"deep.{suffix}")
     np.testing.assert_array_equal(out[:, :, 0], np.round(gradient() / 257).astype(np.uint8))
     np.testing.assert_array_equal(out[:, :, 0], out[:, :, 2])
 
@@ -154,7 +164,7 @@ def test_transparency_is_composited_over_white(tmp_path: Path, mode: str) -> Non
     image.putpixel((1, 1), (0,) * (len(mode) - 1) + (255,))
     image.putpixel((2, 2), (0,) * (len(mode) - 1) + (51,))
     image.save(tmp_path / "a.png")
-    out = np.asarray(decode(tmp_path / "a.png"))
+    out = decode(tmp_path / "a.png")
     assert out[0, 0].tolist() == [255] * 3  # hidden black is not seen
     assert out[1, 1].tolist() == [0] * 3
     assert out[2, 2].tolist() == [204] * 3
@@ -166,7 +176,7 @@ def test_palette(tmp_path: Path, transparent: bool) -> None:
     image.putpalette([0, 0, 0, 10, 200, 30])
     image.putpixel((0, 0), 0)
     image.save(tmp_path / "p.png", **({"transparency": 0} if transparent else {}))
-    out = np.asarray(decode(tmp_path / "p.png"))
+    out = decode(tmp_path / "p.png")
     assert out[1, 1].tolist() == [10, 200, 30]
     assert out[0, 0].tolist() == ([255] * 3 if transparent else [0] * 3)
 
@@ -174,7 +184,7 @@ def test_palette(tmp_path: Path, transparent: bool) -> None:
 def test_cmyk_jpeg(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16), (200, 40, 90)).convert("CMYK").save(tmp_path / "c.jpg", quality=95)
     assert Image.open(tmp_path / "c.jpg").mode == "CMYK"
-    out = np.asarray(decode(tmp_path / "c.jpg")).astype(int)
+    out = decode(tmp_path / "c.jpg").astype(int)
     assert abs(out - [200, 40, 90]).max() <= 8
 
 
@@ -317,16 +327,100 @@ def test_crop_is_torchvisions_of_the_same_box(labelled: Path) -> None:
     whole = View(scale=(1.0, 1.0), ratio=(4 / 3, 4 / 3))
     images = create_source("folder", labelled).load("train")
     out = FolderDataset(images, 24, (whole,), 0, "error")[request(0)].images[0][0]
-    image = decode(images.path(0))  # 40 x 30: all of it
-    assert torch.equal(out, tv.PILToTensor()(tv.Resize((24, 24))(image)))
+    image = Image.open(images.path(0))  # 40 x 30: all of it
+    expected = tv.PILToTensor()(tv.Resize((24, 24))(image))
+    assert (out.int() - expected).abs().max() <= 1
 
 
 @pytest.mark.parametrize("size", [(300, 400), (500, 333), (224, 224), (40, 30)])
-def test_evaluation_sees_torchvisions_centre_crop(size: tuple[int, int]) -> None:
+def test_evaluation_sees_torchvisions_centre_crop(size: tuple[int, int], tmp_path: Path) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8))
-    reference = tv.Compose([tv.Resize(256), tv.CenterCrop(224), tv.PILToTensor()])
-    ours = tv.PILToTensor()(centre_crop(image, 224))
-    assert torch.equal(ours, reference(image))
+    image.save(tmp_path / "noise.png")
+    reference = tv.Compose([tv.Resize(256), tv.CenterCrop(224), tv.PILToTensor()])(image)
+    (ours,) = read_crops(tmp_path / "noise.png", 224, centre_box(224), beyond=True)
+    assert (ours.int() - reference).abs().max() <= 1
+
+
+def big_jpeg(folder: Path) -> Path:
+    write_image(folder / "big.jpg", seed=3, size=(801, 602))
+    return folder / "big.jpg"
+
+
+BOXES = {
+    "whole": lambda w, h: [Box(0, 0, w, h)],
+    "odd corners": lambda w, h: [Box(101, 57, 463, 395), Box(219, 3, 333, 598)],
+    "edges": lambda w, h: [Box(w - 385, h - 391, 385, 391)],
+    "centre": centre_box(96),
+}
+
+
+@pytest.mark.parametrize("boxes", BOXES.values(), ids=BOXES)
+@pytest.mark.parametrize("side", [96, 48], ids=["half or quarter", "quarter or eighth"])
+def test_reduced_decode_is_the_full_one(
+    side: int, boxes: Callable[[int, int], list[Box]], tmp_path: Path
+) -> None:
+    """But for the resampling; a shift by the pixels that half a reduced one covers would show."""
+    path = big_jpeg(tmp_path)
+    with Image.open(path) as image:
+        assert _reduce(image, boxes(*image.size), side) > 1
+        assert image.size[0] < 801
+    whole = Image.open(path).convert("RGB")
+
+    def reference(shift: int) -> torch.Tensor:
+        crops = []
+        for left, top, width, height in boxes(801, 602):
+            part = whole.transform(
+                (round(width), round(height)),
+                Image.Transform.EXTENT,
+                (left + shift, top, left + shift + width, top + height),
+            )
+            crops.append(tv.PILToTensor()(part.resize((side, side), Image.Resampling.BILINEAR)))
+        return torch.stack(crops).float()
+
+    ours = torch.stack(read_crops(path, side, boxes)).float()
+    error = (ours - reference(0)).abs().mean()
+    assert error < 0.6
+    assert min((ours - reference(shift)).abs().mean() for shift in (-4, 4)) > 1.5 * error
+
+
+@pytest.mark.parametrize(
+    ("name", "sides", "scale"),
+    [
+        ("a.jpg", [128], 4),
+        ("a.jpg", [127], 2),
+        ("a.jpg", [600, 64], 2),  # the smaller crop decides
+        ("a.jpg", [63], 1),
+        ("a.jpg", [600], 8),
+        ("a.png", [600], 1),
+    ],
+)
+def test_reduction_leaves_every_crop_its_pixels(
+    name: str, sides: list[int], scale: int, tmp_path: Path
+) -> None:
+    write_image(tmp_path / name, size=(640, 601))
+    with Image.open(tmp_path / name) as image:
+        assert _reduce(image, [Box(0, 0, side, 600) for side in sides], 32) == scale
+        image.load()
+        assert image.size == (640 // scale, -(-601 // scale))
+
+
+def test_crops_do_not_depend_on_the_reduction(tmp_path: Path) -> None:
+    """A run at 24 pixels and one at 200 see the same parts of the images."""
+    write_image(tmp_path / "only.jpg", seed=5, size=(1600, 1200))
+    images = create_source("folder", tmp_path).load("train")
+    small, large = (
+        FolderDataset(images, side, (View(), View()), 0, "error")[request(0, epoch=3)].images
+        for side in (24, 192)
+    )
+    for one, other in zip(small, large, strict=True):
+        shrunk = torch.nn.functional.avg_pool2d(other.float(), 8)
+        assert (one - shrunk).abs().mean() < 1
+
+
+def test_batch_knows_what_decoding_took(labelled: Path) -> None:
+    assert 0 < dataset(labelled)[request(0, 1)].decode_seconds < 60
+    batch = next(iter(SSLDataModule("folder", labelled, 4, 16, num_workers=1).train_dataloader()))
+    assert batch.decode_seconds > 0
 
 
 def test_subset_of_a_folder(labelled: Path) -> None:

@@ -2,16 +2,20 @@ import io
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from callback_stubs import StubData, StubModule, trainer
+from image_files import write_image
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from duality_ssl.callbacks import OnlineLinearProbe, RunProgress, ViewGrid
+from duality_ssl.callbacks import OnlineLinearProbe, RunProgress, RunSummary, ViewGrid
 from duality_ssl.callbacks.progress import Stopwatch
 from duality_ssl.callbacks.views import view_grid
+from duality_ssl.data import SSLDataModule
 
 
 def test_a_pipe_gets_one_line_an_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,6 +84,64 @@ def test_stopwatch_counts_training_and_waiting(monkeypatch: pytest.MonkeyPatch) 
     watch.start()
     watch.stop()
     assert (watch.seconds, watch.waited, watch.images_per_second) == (6, 4, 4)
+
+
+def test_without_a_bar_the_run_still_has_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer(tmp_path, RunSummary(), epochs=2).fit(StubModule(), datamodule=StubData())
+    (line,) = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"Trained on 256 images in .* images/s, \d+% of the time waiting .*", line)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_line_of_a_folder_has_its_shares(
+    workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(8):
+        write_image(tmp_path / f"{i}.jpg", seed=i)
+    data = SSLDataModule("folder", tmp_path, 4, 4, num_workers=workers)
+    module = StubModule()
+    module.backbone[1] = torch.nn.Linear(48, 12)
+    trainer(tmp_path, RunSummary(), limit_val_batches=0).fit(module, datamodule=data)
+    line = capsys.readouterr().out.splitlines()[-1]
+    whose = " of 1 worker" if workers else ""
+    shares = rf"\(decode \d+%{whose}, augment \d+%, step \d+%\)\."
+    assert re.search(rf"Trained on 16 images .* \d+% of the time waiting for data {shares}", line)
+    assert data.host_seconds["decode"] > 0
+    assert data.host_seconds["augment"] > 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "workers", "said"),
+    [
+        ({}, 0, "40% of the time waiting for data"),
+        (
+            {"decode": 1, "augment": 2},
+            0,
+            "20% of the time waiting for data (augment 10%, step 70%)",
+        ),
+        (
+            {"decode": 19, "augment": 3},
+            2,
+            "10% of the time waiting for data (decode 90% of 2 workers, augment 20%, step 70%)",
+        ),
+        (
+            {"decode": 2, "augment": 2},
+            0,
+            "20% of the time waiting for data (decode 10%, augment 10%, step 70%)",
+        ),
+    ],
+    ids=["not known", "arrays", "workers", "no workers"],
+)
+def test_shares_are_of_this_run(seconds: dict[str, float], workers: int, said: str) -> None:
+    data = SimpleNamespace(num_workers=workers, host_seconds=dict.fromkeys(seconds, 1.0))
+    run: Any = SimpleNamespace(datamodule=data)
+    summary = RunSummary()
+    summary.on_train_start(run, StubModule())
+    data.host_seconds = seconds
+    summary._run.seconds, summary._run.waited = 10.0, 3.0 if workers or seconds else 4.0
+    assert summary._shares(run) == said
 
 
 def test_grid_has_the_views_side_by_side() -> None:

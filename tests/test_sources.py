@@ -1,7 +1,9 @@
 """Sources that live in memory: formats, splits, and what is said about bad files."""
 
+import gzip
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,12 @@ from torchvision import datasets
 from duality_ssl.data import (
     ArrayImages,
     ImageSource,
+    SSLDataModule,
     available_sources,
     create_source,
     register_source,
 )
+from duality_ssl.data.formats import read_idx
 from duality_ssl.data.sources import _SOURCES, FashionMNIST
 
 REAL_FASHION_MNIST = pytest.mark.skipif(
@@ -207,6 +211,44 @@ def test_damaged_gz_is_named(tmp_path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte.gz"):
         create_source("fashion_mnist", tmp_path).load("train")
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"], ids=["plain", "gz"])
+def test_reading_takes_no_second_copy(tmp_path: Path, suffix: str) -> None:
+    n, folder = 20_000, tmp_path / "raw"
+    folder.mkdir()
+    for split, count in (("train", n), ("t10k", n // 6)):
+        write_idx(folder / f"{split}-images-idx3-ubyte{suffix}", np.zeros((count, 28, 28), "u1"))
+        write_idx(folder / f"{split}-labels-idx1-ubyte{suffix}", np.zeros(count, "u1"))
+    module = SSLDataModule("fashion_mnist", tmp_path)
+    tracemalloc.start()
+    try:
+        module.setup("fit")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    labels = 8 * (n + n // 6)  # torch's memory, which is not traced
+    assert n * 28 * 28 < peak + labels <= 1.2 * n * 28 * 28
+
+
+@pytest.mark.parametrize(
+    ("header", "body"),
+    [
+        (b"\0\0\x08\x03" + b"\xff" * 12, b"\0" * 100),
+        (b"\0\0\x08\x01" + b"\0\0\0\x05", b"\0" * 4),
+        (b"\0\0\x08\x01" + b"\0\0\0\x05", b"\0" * 6),
+        (b"\0\0\x08\x03" + b"\0\0\0\x05", b""),
+    ],
+    ids=["promises 80 EB", "a byte missing", "a byte too many", "half a header"],
+)
+@pytest.mark.parametrize("suffix", ["", ".gz"], ids=["plain", "gz"])
+def test_idx_file_is_what_its_header_says(
+    tmp_path: Path, suffix: str, header: bytes, body: bytes
+) -> None:
+    content = header + body
+    (tmp_path / f"a{suffix}").write_bytes(gzip.compress(content) if suffix else content)
+    with pytest.raises(ValueError, match=r"Expected .* bytes.* `.*a(.gz)?`.*etch (it|the file) ag"):
+        read_idx(tmp_path / "a")
 
 
 def test_labels_that_do_not_fit(tmp_path: Path) -> None:

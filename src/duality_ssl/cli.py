@@ -28,9 +28,11 @@ from duality_ssl.callbacks import (
     OnlineLinearProbe,
     RankMe,
     RunProgress,
+    RunSummary,
     ViewGrid,
 )
 from duality_ssl.data import SSLDataModule
+from duality_ssl.memory import MemoryEstimate
 from duality_ssl.messages import (
     check_configs,
     explain,
@@ -92,7 +94,20 @@ class CommandParser(LightningArgumentParser):
 
 
 class Command(LightningCLI):
-    """LightningCLI with the callbacks of a run, its folder, and one seed for everything."""
+    """LightningCLI with the callbacks of a run, its folder, and one seed for everything.
+
+    Args:
+        words: The command line.
+        **kwargs: Those of LightningCLI.
+    """
+
+    def __init__(self, words: list[str], **kwargs: Any) -> None:
+        first = words[0] if words else None
+        # collecting the options of a subcommand takes a while: only of those that are asked for
+        self._wanted = {first} if first in _SUBCOMMANDS else {*_SUBCOMMANDS}
+        if first in ("-h", "--help"):
+            self._wanted.clear()
+        super().__init__(args=words, **kwargs)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Take no abbreviation: a mistyped option must not set another one."""
@@ -107,8 +122,17 @@ class Command(LightningCLI):
         super().setup_parser(*args, **kwargs)
         for choice in self.parser._subcommands_action._choices_actions:  # type: ignore[union-attr]
             choice.help = _SUBCOMMANDS[choice.dest]
-        # Lightning's table says every figure twice, once a loader; the evaluation says it once
-        self._subcommand_parsers["test"].set_defaults({"verbose": False})
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        if subcommand not in self._wanted:
+            return self.init_parser(**kwargs)
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "test":
+            # Lightning's table says every figure twice, once a loader; the evaluation says it once
+            parser.set_defaults({"verbose": False})
+        return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse what `main` made of the command line; Lightning would warn of it."""
@@ -170,8 +194,10 @@ class Command(LightningCLI):
             kwargs["logger"] = self._loggers() if self.subcommand == "fit" else False
         if self.subcommand == "fit" and config.logger is not False:
             callbacks.append(LearningRateMonitor(logging_interval="step"))
-        if config.enable_progress_bar is not False:
-            callbacks.append(RunProgress())  # last: what comes after it counts as a wait for data
+        if self.subcommand == "fit":
+            callbacks.append(MemoryEstimate())
+        # last: what comes after it counts as a wait for data
+        callbacks.append(RunSummary() if config.enable_progress_bar is False else RunProgress())
         self.trainer_defaults["callbacks"] = callbacks
         try:
             return super().instantiate_trainer(**kwargs)
@@ -200,8 +226,9 @@ def main(args: Sequence[str] | None = None) -> None:
         words = with_config_of_run(words)
         check_configs(words)
         Command(
-            JointEmbedding,
-            SSLDataModule,
+            words,
+            model_class=JointEmbedding,
+            datamodule_class=SSLDataModule,
             subclass_mode_model=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
@@ -210,7 +237,6 @@ def main(args: Sequence[str] | None = None) -> None:
                 "description": _DESCRIPTION.format(methods=", ".join(method_names())),
                 **{name: {"description": text} for name, text in _SUBCOMMANDS.items()},
             },
-            args=words,
         )
     except Exception as error:
         sentence = sentence_of(error)

@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from duality_ssl.functional import rankme
@@ -294,6 +292,9 @@ def _knn(sets: _Sets, k: int, temperature: float, device: torch.device | str | N
 
 
 def _fit_and_score(train: np.ndarray, labels: np.ndarray, val: np.ndarray, y: np.ndarray) -> float:
+    from sklearn.exceptions import ConvergenceWarning  # heavy, and the rest does without it
+    from sklearn.linear_model import LogisticRegression
+
     model = LogisticRegression(C=1.0, max_iter=1000)
     with warnings.catch_warnings():
         # at 1000 iterations the accuracy has long settled; the loss's last digits have not

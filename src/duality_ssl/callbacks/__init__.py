@@ -7,7 +7,7 @@ from duality_ssl.callbacks.evaluate import OfflineEvaluation
 from duality_ssl.callbacks.knn import OnlineKNN
 from duality_ssl.callbacks.linear_probe import OnlineLinearProbe
 from duality_ssl.callbacks.predictions import FeatureWriter
-from duality_ssl.callbacks.progress import RunProgress
+from duality_ssl.callbacks.progress import RunProgress, RunSummary
 from duality_ssl.callbacks.spectrum import RankMe
 from duality_ssl.callbacks.views import ViewGrid
 
@@ -22,6 +22,7 @@ __all__ = [
     "OnlineLinearProbe",
     "RankMe",
     "RunProgress",
+    "RunSummary",
     "ViewGrid",
     "duality_terms",
 ]

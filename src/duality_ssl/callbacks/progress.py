@@ -1,11 +1,11 @@
-"""Progress of a run: a bar in a terminal, one line an epoch elsewhere; images a second."""
+"""Progress of a run: a bar in a terminal, one line an epoch elsewhere; where the time went."""
 
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor
 
@@ -16,7 +16,7 @@ class Stopwatch:
     """Time of training alone, and the part of it in which no batch was at hand.
 
     The clock stands still during validation. What lies between the end of one batch and the start
-    of the next is the wait for data: loading, and augmenting where the host does that.
+    of the next is the wait for data: loading, moving it, and augmenting where the host does that.
     """
 
     def __init__(self) -> None:
@@ -53,44 +53,38 @@ class Stopwatch:
         self._since = self._idle_since = None
 
 
-class RunProgress(RichProgressBar):
-    """Loss, online probe and images a second: a bar in a terminal, a line an epoch elsewhere.
+class RunSummary(Callback):
+    """Says at the end of a fit how many images a second it saw, and what it waited for.
 
     Images are those of all processes, each counted once (not each view), over the time of training
-    alone; validation does not count. The end of the run says the same for the whole run, with the
-    share of the time in which training waited for data (loading, and augmenting on a CPU). Put it
-    last among the callbacks: what comes after it is taken for waiting.
+    alone; validation does not count. The shares of that time, in this process:
 
-    Args:
-        refresh_rate: Updates of the bar a second; 0 for no bar.
-        leave: Keep the bar of every epoch on the screen.
+    - waiting for data: no batch was at hand;
+    - augment: the host augmented (on a GPU it only asks for it: a profile says what it took);
+    - step: the rest, callbacks included;
+    - decode, for folders: reading files, decoding and cropping. With workers that is done meanwhile
+      and is the share of *their* time; without any it is part of the waiting.
+
+    Without an `SSLDataModule` augmenting counts as waiting. Put it last among the callbacks: what
+    comes after it is taken for waiting.
     """
 
-    def __init__(self, refresh_rate: int = 4, leave: bool = False) -> None:
-        super().__init__(refresh_rate=refresh_rate, leave=leave)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self._epoch = Stopwatch()
         self._run = Stopwatch()
-        self._loss_sum: Tensor | None = None
         self._loss: Tensor | None = None
-        self._batches = 0
-        self._next_update = 0.0
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """No bar where nobody watches: in a file, in a pipe, on other processes."""
-        super().setup(trainer, pl_module, stage)
-        if not sys.stdout.isatty():
-            self.disable()
+        self._before: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the run's figures."""
         super().on_train_start(trainer, pl_module)
-        self._run = Stopwatch()
+        self._run, self._before = Stopwatch(), _host_seconds(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the epoch's figures."""
         super().on_train_epoch_start(trainer, pl_module)
         self._epoch = Stopwatch()
-        self._loss_sum, self._batches = None, 0
         self._start()
 
     def on_train_batch_start(
@@ -108,16 +102,10 @@ class RunProgress(RichProgressBar):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Count the batch; draw the bar a few times a second, for drawing waits for the device."""
+        """Count the batch."""
         self._loss = outputs["loss"].detach()
-        self._loss_sum = self._loss if self._loss_sum is None else self._loss_sum + self._loss
-        self._batches += 1
         for watch in (self._epoch, self._run):
             watch.batch_ends(len(outputs["labels"]) * world_size())
-        now = time.perf_counter()
-        if self.is_enabled and (now >= self._next_update or trainer.is_last_batch):
-            self._next_update = now + 1 / self.refresh_rate
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -131,23 +119,110 @@ class RunProgress(RichProgressBar):
             self._start()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the epoch's line where there is no bar."""
+        """Stop the clock."""
         self._stop()
+        super().on_train_epoch_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the run's line."""
+        self._stop()
+        super().on_train_end(trainer, pl_module)
+        if self._run.images and trainer.is_global_zero:
+            self.print(
+                f"Trained on {self._run.images:,} images in {self._run.seconds:.1f} s: "
+                f"{self._run.images_per_second:,.0f} images/s, {self._shares(trainer)}."
+            )
+
+    def _shares(self, trainer: Trainer) -> str:
+        spent = {name: s - self._before[name] for name, s in _host_seconds(trainer).items()}
+        augment = spent.get("augment", 0.0)
+        wait = max(0.0, self._run.waited - augment)
+        parts = {"augment": augment, "step": self._run.seconds - wait - augment} if spent else {}
+        said = [f"{name} {x / self._run.seconds:.0%}" for name, x in parts.items()]
+        if spent.get("decode"):
+            workers: int = getattr(trainer, "datamodule", None).num_workers  # type: ignore[union-attr]
+            share = spent["decode"] / (self._run.seconds * max(1, workers))
+            whose = f" of {workers} worker{'s' * (workers > 1)}" if workers else ""
+            said.insert(0, f"decode {share:.0%}{whose}")
+        inside = f" ({', '.join(said)})" if said else ""
+        return f"{wait / self._run.seconds:.0%} of the time waiting for data{inside}"
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print a line that survives the bar and reaches a pipe at once."""
+        print(*args, **{"flush": True, **kwargs})
+
+    def _start(self) -> None:
+        for watch in (self._epoch, self._run):
+            watch.start()
+
+    def _stop(self) -> None:
+        if self._loss is not None:
+            # training is over when the device has done the last step, not when it was asked to
+            self._loss.item()
+        for watch in (self._epoch, self._run):
+            watch.stop()
+
+
+def _host_seconds(trainer: Trainer) -> dict[str, float]:
+    """What the data module has measured so far, where it measures."""
+    return dict(getattr(getattr(trainer, "datamodule", None), "host_seconds", {}))
+
+
+class RunProgress(RunSummary, RichProgressBar):
+    """Loss, online probe and images a second: a bar in a terminal, a line an epoch elsewhere.
+
+    The end of the run says what `RunSummary` says.
+
+    Args:
+        refresh_rate: Updates of the bar a second; 0 for no bar.
+        leave: Keep the bar of every epoch on the screen.
+    """
+
+    def __init__(self, refresh_rate: int = 4, leave: bool = False) -> None:
+        super().__init__(refresh_rate=refresh_rate, leave=leave)
+        self._loss_sum: Tensor | None = None
+        self._batches = 0
+        self._next_update = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """No bar where nobody watches: in a file, in a pipe, on other processes."""
+        super().setup(trainer, pl_module, stage)
+        if not sys.stdout.isatty():
+            self.disable()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the epoch's figures."""
+        self._loss_sum, self._batches = None, 0
+        super().on_train_epoch_start(trainer, pl_module)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Mapping[str, Any],  # type: ignore[override]
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Count the batch; draw the bar a few times a second, for drawing waits for the device."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        loss = outputs["loss"].detach()
+        self._loss_sum = loss if self._loss_sum is None else self._loss_sum + loss
+        self._batches += 1
+        now = time.perf_counter()
+        if self.is_enabled and (now >= self._next_update or trainer.is_last_batch):
+            self._next_update = now + 1 / self.refresh_rate
+            RichProgressBar.on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the epoch's line where there is no bar."""
         super().on_train_epoch_end(trainer, pl_module)
         if trainer.is_global_zero and self.is_disabled:
             self.print(self._line(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the run's line."""
-        self._stop()
-        if self._run.images and trainer.is_global_zero:
-            self._stop_progress()
-            share = self._run.waited / self._run.seconds
-            self.print(
-                f"Trained on {self._run.images:,} images in {self._run.seconds:.1f} s: "
-                f"{self._run.images_per_second:,.0f} images/s, {share:.0%} of the time waiting for "
-                "data."
-            )
+        """Take the bar down before the run's line."""
+        self._stop_progress()
+        super().on_train_end(trainer, pl_module)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """What the bar shows: the last loss, the last probe top-1, images a second."""
@@ -160,27 +235,12 @@ class RunProgress(RichProgressBar):
         # counted from 1, as in the lines; Lightning's own counts from 0
         return f"epoch {current_epoch + 1}{_of(self.trainer)}"
 
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print a line that survives the bar and reaches a pipe at once."""
-        print(*args, **{"flush": True, **kwargs})
-
     def _line(self, trainer: Trainer) -> str:
         parts = [self._get_train_description(trainer.current_epoch)]
         if self._loss_sum is not None:
             parts.append(f"loss {self._loss_sum.item() / self._batches:.4g}")
         parts += [f"{name} {value}" for name, value in _probe(trainer).items()]
         return "  ".join([*parts, f"{self._epoch.images_per_second:,.0f} images/s"])
-
-    def _start(self) -> None:
-        for watch in (self._epoch, self._run):
-            watch.start()
-
-    def _stop(self) -> None:
-        if self._loss is not None:
-            # training is over when the device has done the last step, not when it was asked to
-            self._loss.item()
-        for watch in (self._epoch, self._run):
-            watch.stop()
 
 
 def _of(trainer: Trainer) -> str:

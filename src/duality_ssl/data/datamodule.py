@@ -1,5 +1,6 @@
 """The one data module: two augmented views for pretraining, plain images for the rest."""
 
+import time
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -137,6 +138,8 @@ class SSLDataModule(LightningDataModule):
                 f"Expected `data.probe_source` to be grey as `{source}` is, but `{probe_source}` "
                 "is RGB: a network for one channel cannot see it."
             )
+        self.host_seconds = {"decode": 0.0, "augment": 0.0}
+        """Spent on training batches so far: files read and decoded, and augmenting by the host."""
         self._cache: dict[tuple[bool, Split], Images] = {}
 
     @property
@@ -215,6 +218,7 @@ class SSLDataModule(LightningDataModule):
             return batch
         if batch.seed is None:
             return PlainBatch(self._plain(batch.images[0]), batch.labels, batch.paths)
+        started = time.perf_counter()
         generator = torch.Generator().manual_seed(batch.seed)
         cropped = len(batch.images) > 1
         crops = batch.images if cropped else (batch.images[0],) * 2
@@ -222,6 +226,8 @@ class SSLDataModule(LightningDataModule):
             augment(images, generator, cropped=cropped)
             for augment, images in zip(self._augmentations, crops, strict=True)
         ]
+        self.host_seconds["augment"] += time.perf_counter() - started
+        self.host_seconds["decode"] += batch.decode_seconds
         return views, batch.labels
 
     @cached_property

@@ -1,7 +1,7 @@
-"""Folders of image files: listing them, decoding them, cropping them where they are decoded."""
+"""Folders of image files: listing them, cropping them where they are decoded."""
 
 import os
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +10,11 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from duality_ssl.data.augment import View
+from duality_ssl.data.decode import BadImageError, Box, centre_box, read_crops
 from duality_ssl.data.formats import describe
 from duality_ssl.data.loader import Batch
 from duality_ssl.data.sampler import CROP, BatchRequest, derive_seed
@@ -25,10 +25,6 @@ EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif",
 _LAYOUT = "train/<class>/* and val/<class>/*, or images and nothing else"
 _UNLABELLED_VAL = 5000  # images of an unlabelled folder that stand in for a validation set
 _SUBSTITUTES = 16  # neighbours tried for an image that cannot be read
-
-
-class BadImageError(ValueError):
-    """An image file cannot be decoded; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -192,67 +188,13 @@ class ImageNet(Folder):
     )
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Bring a decoded image of any mode to 8-bit RGB.
-
-    Grey, palette and CMYK images are converted; transparency is composited over white; 16-bit
-    values are scaled (65535 becomes 255), not clipped.
-
-    Raises:
-        ValueError: If the mode has no known range (float pixels).
-    """
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):  # 16-bit grey; "I" is how older files of it are opened
-        values = np.asarray(image).astype(np.int64)
-        scaled = (values.clip(0, 65535) * 255 + 32767) // 65535
-        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("its pixels are floats, whose range is not known")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def decode(path: Path) -> Image.Image:
-    """Read an image file as 8-bit RGB.
-
-    Raises:
-        BadImageError: If it is missing, truncated, corrupt, or of a mode without a known range.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return to_rgb(image)
-    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-        reason = str(error).replace(f" {str(path)!r}", "") or type(error).__name__
-        raise BadImageError(
-            f"Cannot read the image `{path}`: {reason}. Repair or remove it, or set "
-            "`data.on_bad_image` to skip."
-        ) from None
-
-
-def _tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side to 256/224 of ``size`` and cut the middle: ImageNet's protocol."""
-    shorter, short = round(size * 256 / 224), min(image.size)
-    resized = (shorter * image.width // short, shorter * image.height // short)
-    image = image.resize(resized, Image.Resampling.BILINEAR)
-    left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
-    return image.crop((left, top, left + size, top + size))
-
-
 class FolderDataset(Dataset[Batch | BadImageError]):
     """Answers a `BatchRequest` with decoded ``uint8`` images of one size.
 
     In training an image is decoded once and cropped once a view; the crop is a function of
-    (seed, epoch, index, view). In evaluation `centre_crop` is used. An error travels to the main
-    process as a value: raised in a worker it would arrive wrapped in the worker's stack.
+    (seed, epoch, index, view) and of the size of the file's image. In evaluation `centre_box` is
+    shown. An error travels to the main process as a value: raised in a worker it would arrive
+    wrapped in the worker's stack.
 
     Args:
         images: The files.
@@ -281,47 +223,46 @@ class FolderDataset(Dataset[Batch | BadImageError]):
         return len(self.images)
 
     def __getitem__(self, request: BatchRequest) -> Batch | BadImageError:
+        started = time.perf_counter()
         try:
-            if request.seed is None:
-                return self._collect(request, self._centre, substitute=False)
-            return self._collect(request, self._crops, substitute=True)
+            batch = self._collect(request)
         except BadImageError as error:
             return error
+        return batch._replace(decode_seconds=time.perf_counter() - started)
 
-    def _centre(self, image: Image.Image, index: int, epoch: int) -> tuple[Tensor, ...]:
-        return (_tensor(centre_crop(image, self.image_size)),)
-
-    def _crops(self, image: Image.Image, index: int, epoch: int) -> tuple[Tensor, ...]:
-        crops = []
+    def _boxes(self, width: int, height: int, index: int, epoch: int) -> list[Box]:
+        """One random box a view."""
+        boxes = []
         for number, view in enumerate(self.views):
             seed = derive_seed(CROP, self.seed, epoch, index, number)
             generator = torch.Generator().manual_seed(seed)
-            size = (image.height, image.width)
+            size = (height, width)
             top, left, h, w = draw_boxes(1, size, view.scale, view.ratio, generator)[0].tolist()
-            # Cropped first: `resize(box=...)` would look at pixels beyond the box.
-            crop = image.crop((left, top, left + w, top + h))
-            crops.append(_tensor(crop.resize((self.image_size,) * 2, Image.Resampling.BILINEAR)))
-        return tuple(crops)
+            boxes.append(Box(left, top, w, h))
+        return boxes
 
-    def _collect(
-        self,
-        request: BatchRequest,
-        pick: Callable[[Image.Image, int, int], tuple[Tensor, ...]],
-        substitute: bool,
-    ) -> Batch:
+    def _read(self, path: Path, index: int, request: BatchRequest) -> list[Tensor]:
+        if request.seed is None:
+            return read_crops(path, self.image_size, centre_box(self.image_size), beyond=True)
+        return read_crops(
+            path, self.image_size, lambda w, h: self._boxes(w, h, index, request.epoch)
+        )
+
+    def _collect(self, request: BatchRequest) -> Batch:
+        substitute = request.seed is not None
         rows, kept, bad = [], [], []
         for index in request.indices.tolist():
             candidates = range(index, index + 1 + (_SUBSTITUTES if substitute else 0))
             for candidate in candidates:
                 candidate %= len(self.images)
+                path = self.images.path(candidate)
                 try:
-                    image = decode(self.images.path(candidate))
+                    rows.append(self._read(path, index, request))
                 except BadImageError:
                     if self.on_bad_image == "error":
                         raise
-                    bad.append(str(self.images.path(candidate)))
+                    bad.append(str(path))
                     continue
-                rows.append(pick(image, index, request.epoch))
                 kept.append(candidate)
                 break
             else:

@@ -1,10 +1,11 @@
 """Readers of the on-disk formats of small image sets; each names the file it could not read."""
 
 import gzip
+import math
 import pickle
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -45,6 +46,8 @@ def find_folder(root: Path, candidates: tuple[str, ...], files: tuple[str, ...],
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """Read an IDX file of unsigned bytes (MNIST's format), plain or gzipped.
 
+    The bytes are read, and unzipped, straight into the array: at no time is there a second copy.
+
     Args:
         path: The file without ``.gz``; the gzipped one is read when only that is there.
 
@@ -57,23 +60,42 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     zipped = path.with_name(path.name + ".gz")
     source = path if path.is_file() else zipped
     try:
-        data = source.read_bytes() if source == path else gzip.decompress(source.read_bytes())
+        with source.open("rb") if source == path else gzip.open(source) as file:
+            return _read_idx(cast(BinaryIO, file), source)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"Cannot read `{source}`: {error}. Fetch the file again.") from None
-    start = 4 + 4 * data[3] if len(data) > 4 else 4
-    if data[:3] != b"\0\0\x08" or len(data) < start:
+
+
+def _read_idx(file: BinaryIO, source: Path) -> NDArray[np.uint8]:
+    start = file.read(4)
+    header = file.read(4 * start[3]) if len(start) == 4 else b""
+    if start[:3] != b"\0\0\x08" or len(header) < 4 * start[3]:
         raise ValueError(
             f"Expected an IDX file of bytes in `{source}`, but its header is another. Fetch the "
             "file again."
         )
-    shape = tuple(np.frombuffer(data[4:start], dtype=">u4").tolist())
-    body = np.frombuffer(data, dtype=np.uint8)[start:]
-    if body.size != np.prod(shape, dtype=np.int64):
+    shape = tuple(np.frombuffer(header, dtype=">u4").tolist())
+    # before memory is asked for: a corrupt header may promise any number of bytes
+    if math.prod(shape) > _DEFLATE * source.stat().st_size:
         raise ValueError(
-            f"Expected {shape} bytes in `{source}`, but got {body.size}: the file is truncated or "
+            f"Expected {shape} bytes in `{source}`, but it has {source.stat().st_size}: the file "
+            "is truncated or corrupt. Fetch it again."
+        )
+    data = np.empty(shape, dtype=np.uint8)
+    body, got = data.reshape(-1).data, 0
+    while count := file.readinto(body[got : got + _PIECE]):  # type: ignore[attr-defined]
+        got += count
+    if got < len(body) or file.read(1):
+        found = "fewer" if got < len(body) else "more"
+        raise ValueError(
+            f"Expected {shape} bytes in `{source}`, but got {found}: the file is truncated or "
             "corrupt. Fetch it again."
         )
-    return body.reshape(shape).copy()
+    return data
+
+
+_PIECE = 1 << 16  # bytes read at a time: what is unzipped is held twice meanwhile
+_DEFLATE = 1032  # zlib's largest ratio
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:

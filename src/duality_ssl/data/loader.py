@@ -26,6 +26,8 @@ class Batch(NamedTuple):
     """Files that could not be read and were passed over."""
     paths: tuple[str, ...] = ()
     """Files that the images are of, in evaluation; none for images in memory."""
+    decode_seconds: float = 0.0
+    """What reading files, decoding and cropping took, in whichever process did it."""
 
 
 class PlainBatch(tuple[list[Tensor], Tensor]):

@@ -10,8 +10,6 @@ from typing import ClassVar, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from duality_ssl.data import formats
@@ -191,6 +189,9 @@ class Digits(ImageSource):
 
     def load(self, split: Split) -> ArrayImages:
         """The images of a split."""
+        from sklearn.datasets import load_digits  # heavy, and of use to this source alone
+        from sklearn.model_selection import train_test_split
+
         pixels, labels = load_digits(return_X_y=True)
         train, val = train_test_split(
             np.arange(len(labels)), test_size=360, stratify=labels, random_state=0

@@ -1,0 +1,133 @@
+"""One image file to 8-bit RGB crops, decoded no finer than the crops need."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+
+class BadImageError(ValueError):
+    """An image file cannot be decoded; the message names it."""
+
+
+class Box(NamedTuple):
+    """Part of an image, in pixels of its file; numbers need not be whole."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Bring a decoded image of any mode to 8-bit RGB.
+
+    Grey, palette and CMYK images are converted; transparency is composited over white; 16-bit
+    values are scaled (65535 becomes 255), not clipped.
+
+    Raises:
+        ValueError: If the mode has no known range (float pixels).
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey; "I" is how older files of it are opened
+        values = np.asarray(image).astype(np.int64)
+        scaled = (values.clip(0, 65535) * 255 + 32767) // 65535
+        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("its pixels are floats, whose range is not known")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def read_crops(
+    path: Path, side: int, boxes_of: Callable[[int, int], Sequence[Box]], *, beyond: bool = False
+) -> list[Tensor]:
+    """Read parts of an image file, each resized (bilinear, antialiased) to a square.
+
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size (libjpeg then computes that many fewer inverse
+    DCTs) where all boxes still have ``side`` pixels or more each way; the resize takes it from
+    there. Boxes are those of the whole size, whatever the file is decoded at.
+
+    Args:
+        path: The file.
+        side: Height and width of what is returned.
+        boxes_of: Given width and height of the file's image, the parts to read.
+        beyond: Whether pixels beyond a box have a share in what is at its edge, as where an image
+            is resized whole and cut then; otherwise only those have that an edge cuts through.
+
+    Returns:
+        For each box ``uint8``, shape ``(3, side, side)``.
+
+    Raises:
+        BadImageError: If the file is missing, truncated, corrupt, or of a mode without a known
+            range.
+    """
+    try:
+        with Image.open(path) as file:
+            size = file.size
+            boxes = boxes_of(*size)
+            scale = _reduce(file, boxes, side)
+            file.load()
+            image = to_rgb(file)
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        reason = str(error).replace(f" {str(path)!r}", "") or type(error).__name__
+        raise BadImageError(
+            f"Cannot read the image `{path}`: {reason}. Repair or remove it, or set "
+            "`data.on_bad_image` to skip."
+        ) from None
+    return [_cut(image, Box(*(x / scale for x in box)), side, beyond) for box in boxes]
+
+
+def _reduce(file: Image.Image, boxes: Sequence[Box], side: int) -> int:
+    """Have a JPEG decoded at the smallest size at which no box is smaller than ``side``."""
+    shortest = min(min(box.width, box.height) for box in boxes)
+    scale = next((s for s in (8, 4, 2) if shortest >= s * side), 1)
+    size = file.size
+    if scale > 1:
+        file.draft(None, (size[0] // scale, size[1] // scale))
+    return scale if file.size != size else 1  # only JPEG can
+
+
+def _cut(image: Image.Image, box: Box, side: int, beyond: bool) -> Tensor:
+    left, top = box.left, box.top
+    right, bottom = min(left + box.width, image.width), min(top + box.height, image.height)
+    if not beyond:
+        x, y = math.floor(left), math.floor(top)
+        image = image.crop((x, y, math.ceil(right), math.ceil(bottom)))
+        left, top, right, bottom = left - x, top - y, right - x, bottom - y
+    if (left, top, right, bottom) != (0, 0, *image.size):
+        edges = (left, top, right, bottom)
+        return _tensor(image.resize((side, side), Image.Resampling.BILINEAR, edges))
+    # the same numbers but for a rounding in a thousand, three times as fast
+    whole = _tensor(image).unsqueeze(0)
+    return interpolate(whole, (side, side), mode="bilinear", antialias=True).squeeze(0)
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def centre_box(size: int) -> Callable[[int, int], list[Box]]:
+    """The part that ImageNet's protocol shows at ``size`` pixels.
+
+    The middle of the image whose shorter side is resized to 256/224 of ``size``.
+    """
+
+    def boxes(width: int, height: int) -> list[Box]:
+        shorter, short = round(size * 256 / 224), min(width, height)
+        resized = (shorter * width // short, shorter * height // short)
+        left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
+        across, down = width / resized[0], height / resized[1]
+        return [Box(left * across, top * down, size * across, size * down)]
+
+    return boxes
