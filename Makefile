@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test lint fit results clean
+BENCHMARKS := criteria growth augmentation optimizers training startup
+
+.PHONY: help demo test lint fit results bench clean
 .DEFAULT_GOAL := help
 
 help:  ## say what each target does
@@ -31,6 +33,10 @@ fit: .venv/installed  ## duality-ssl fit with ARGS='-c configs/data/digits.yaml 
 results: .venv/installed  ## run the experiments of docs/results.md again and rewrite its tables
 	python benchmarks/results.py $(ARGS)
 
+bench: .venv/benched  ## run the benchmarks of docs/benchmarks.md again and rewrite its tables and plots
+	for name in $(BENCHMARKS); do echo "== $$name" && python benchmarks/$$name.py $(ARGS) || exit 1; done
+	python benchmarks/render.py
+
 clean:  ## remove the environment, caches and build products, never runs/
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -45,4 +51,8 @@ clean:  ## remove the environment, caches and build products, never runs/
 
 .venv/developed: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+.venv/benched: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	@touch $@

@@ -17,6 +17,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler says when i
 import torch
 from render import FIGURES, table
 from results import processor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 LIBRARIES = ("torch", "torchvision", "lightning", "lightly", "kornia", "timm", "lightning-bolts")
@@ -96,17 +97,22 @@ def peak_memory(run: Callable[[], object]) -> int:
         run: What to run once; what it returns counts, as it is held until the end.
 
     Returns:
-        Bytes, on the GPU if there is one.
+        Bytes, of the GPU if any of it was used.
     """
     gc.collect()
+    before = 0
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
         run()
-    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    if torch.cuda.is_available() and (peak := torch.cuda.max_memory_allocated() - before):
+        return peak
+    events = [
+        event
+        for event in seen.profiler.kineto_results.events()
+        if event.name() == "[memory]" and event.device_type() == DeviceType.CPU
+    ]
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()

@@ -214,8 +214,11 @@ def read(name: str, figures: Path) -> Rows:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
+PLOTS = {"growth_n": "Time and memory against N", "growth_d": "Time and memory against D"}
+
+
 def render(page: Path = PAGE, figures: Path = FIGURES) -> None:
-    """Write each table of the page between its two markers."""
+    """Write each table of the page between its two markers, under its plot if it has one."""
 
     def content(match: re.Match[str]) -> str:
         name = match[1]
@@ -224,6 +227,8 @@ def render(page: Path = PAGE, figures: Path = FIGURES) -> None:
         else:
             rows = read(VIEWS[name].source if name in VIEWS else name, figures)
         text = table(name, rows) if rows else MISSING
+        if (figures / f"{name}.svg").is_file():
+            text = f"![{PLOTS[name]}]({figures.name}/{name}.svg)\n\n{text}"
         return f"<!-- table {name} -->\n{text}\n<!-- end {name} -->"
 
     text = page.read_text()
@@ -271,5 +276,5 @@ if __name__ == "__main__":
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    render()
     plot()
+    render()

@@ -59,9 +59,11 @@ def of_length(
     A vector of norm ``shortest`` or less has the factor ``otherwise``: 0 makes both the vector and
     its gradient zero, where an epsilon in the denominator would divide the gradient by epsilon.
     """
-    norms = x.new_empty(len(x), 1)
-    for rows in pieces(x, 0):
-        norms[rows] = _shifted(x, shift, (rows, slice(None))).square().sum(dim=1, keepdim=True)
+    norms = x.new_zeros(len(x), 1)
+    along = 0 if x.is_contiguous() else 1  # memory is read in its own order
+    for piece in pieces(x, along):
+        at = (slice(None), piece) if along else (piece, slice(None))
+        norms[at[0]] += _shifted(x, shift, at).square().sum(dim=1, keepdim=True)
     norms.sqrt_()
     longer = norms > shortest
     return Vectors(x, shift, torch.where(longer, length / norms, otherwise), longer / length**2)
