@@ -1,7 +1,6 @@
 """Time and memory of the criteria, forward and backward, beside lightly's and the textbook form."""
 
 import argparse
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -235,9 +234,10 @@ def compare(
         step.last = ()
     medians = alternate({**steps, "floor": run}, repeats, warmup=0)  # warm by now
     row |= {**medians, "spread": medians.spread["ours"]}
-    fastest = min((row[peer] for peer in found if peer in row), default=math.nan)
-    row |= {f"times_{peer}": row[peer] / row["ours"] for peer in found if peer in row}
-    row["times_fastest"] = fastest / row["ours"]
+    times = {f"times_{peer}": row[peer] / row["ours"] for peer in found if peer in row}
+    row |= times
+    if times:
+        row["times_fastest"] = min(times.values())
     row["of_floor"] = row["ours"] / row["floor"]
     row["of_products"] = row["of_floor"] / max(1.0, row["products"])
     row["of_allowance"] = row["ours_bytes"] / (4 * (4 * 2 * n * d + min(n, d) ** 2))
