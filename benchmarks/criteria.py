@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import measure
 import textbook
 import torch
 import torch.nn.functional as F
-from measure import SLOW, alternate, parser, peak_memory, save
-from render import read
+from measure import SLOW, alternate, parser, peak_memory
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -293,10 +293,9 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def save_some(name: str, rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Save rows in the place of the older ones of the same criteria."""
+    """Save rows in the place of the older ones of the same criteria and device."""
     name += "-cuda" if args.device == "cuda" else ""
-    kept = [row for row in read(name, args.out) if row["what"] not in args.only]
-    save(name, sorted(kept + rows, key=lambda row: [*CASES].index(row["what"])), args.out)
+    measure.save_some(name, rows, args.only, CASES, args.out)
 
 
 def main() -> None:

@@ -8,14 +8,14 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler says when it starts and stops
 
 import torch
-from render import FIGURES, table
+from render import FIGURES, read, table
 from results import processor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -148,6 +148,26 @@ def save(name: str, rows: Iterable[dict[str, Any]], out: Path) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(table(name, rows))
     return path
+
+
+def save_some(
+    name: str, rows: Iterable[dict[str, Any]], only: Sequence[str], order: Iterable[str], out: Path
+) -> Path:
+    """Save rows in the place of the older ones of the same cases; the others' stay.
+
+    Args:
+        name: The benchmark's, and its table's.
+        rows: As in :func:`save`; ``"what"`` is the case.
+        only: The cases that were measured.
+        order: All cases, as they are to stand.
+        out: The folder.
+
+    Returns:
+        The file.
+    """
+    places = {case: place for place, case in enumerate(order)}
+    kept = [row for row in read(name, out) if row["what"] not in only]
+    return save(name, sorted([*kept, *rows], key=lambda row: places[row["what"]]), out)
 
 
 def _rounded(value: Any) -> Any:

@@ -6,7 +6,6 @@ Lightly's example trains the same networks with lightly's transform, loss and he
 two workers, after it. Start-up, validation and checkpoints do not count.
 """
 
-import argparse
 import copy
 import io
 import itertools
@@ -23,9 +22,8 @@ from unittest.mock import patch
 
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from measure import alternate, parser, save
+from measure import alternate, parser, save_some
 from PIL import Image
-from render import read
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader, Dataset
@@ -346,13 +344,6 @@ def variants(case: Case, device: str, repeats: int, compiler: str) -> dict[str, 
     }
 
 
-def save_some(name: str, rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Save rows in the place of the older ones of the same cases."""
-    name += "-cuda" if torch.cuda.is_available() else ""
-    kept = [row for row in read(name, args.out) if row["what"] not in args.only]
-    save(name, sorted(kept + rows, key=lambda row: [*CASES].index(row["what"])), args.out)
-
-
 def main() -> None:
     """Measure what the command line says."""
     options = parser(__doc__)
@@ -368,6 +359,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    suffix = "-cuda" if device == "cuda" else ""
     if device == "cpu":
         torch.set_num_threads(2)
     cases = [CASES[name] for name in args.only]
@@ -379,11 +371,11 @@ def main() -> None:
         for case in cases:
             rows.append(compare(case, args.rounds, workers=0 if args.smoke else 2))
             print(rows[-1], flush=True)
-        save_some("training", rows, args)
+        save_some(f"training{suffix}", rows, args.only, CASES, args.out)
     if "variants" in args.parts:
         repeats, compiler = (1, "eager") if args.smoke else (args.repeats, "inductor")
         rows = [variants(case, device, repeats, compiler) for case in cases]
-        save_some("variants", rows, args)
+        save_some(f"variants{suffix}", rows, args.only, CASES, args.out)
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ def _pieces(x: Tensor) -> Iterator[tuple[slice, slice]]:
     return ((vectors, slice(None)) for vectors in pieces(x, 0))
 
 
-def _add_gram(gram: Tensor, a: Tensor, b: Tensor, own: bool) -> None:
-    gram.addmm_(a, b.T) if own else gram.addmm_(a.T, b)
+def _add_gram(gram: Tensor, a: Tensor, own: bool) -> None:
+    gram.addmm_(a, a.T) if own else gram.addmm_(a.T, a)
 
 
 def _square(x: Tensor) -> Tensor:
@@ -61,8 +61,8 @@ class OffDiagonalCross(Function):
             if own:
                 grams[0].addmm_(a, b.T)
             else:  # ||a b^T||_F^2 = <a^T a, b^T b>
-                grams[0].addmm_(a.T, a)
-                grams[1].addmm_(b.T, b)
+                _add_gram(grams[0], a, own)
+                _add_gram(grams[1], b, own)
                 products[at[0]] = (a * b).sum(dim=1)
         if own:
             products = grams[0].diagonal().clone()
@@ -118,7 +118,7 @@ class HalfLogDets(Function):
             a, b = views[0].piece(at), views[1].piece(at)
             products[at[0]] += (a * b).sum(dim=1)
             for matrix, vectors in zip(matrices, (a, b), strict=True):
-                _add_gram(matrix, vectors, vectors, own)
+                _add_gram(matrix, vectors, own)
         factors = []
         for matrix in matrices:
             matrix.mul_(scale).diagonal().add_(1)
@@ -141,13 +141,18 @@ class HalfLogDets(Function):
         inverses = [torch.cholesky_inverse(factor) for factor in factors]
         weights = [ctx.scale * g * m for g, m in zip(grad_rates, inverses, strict=True)]
         on = grad_products[:, None]
+        own, alongs = _own(views[0].x), []
+        if own:  # pieces have no whole vectors: scale a . (I + scale a a^T)^-1 a from the inverse
+            alongs = [
+                (g * (1 - m.diagonal()) + grad_products * products)[:, None]
+                for g, m in zip(grad_rates, inverses, strict=True)
+            ]
         for at in _pieces(views[0].x):
             a, b = views[0].piece(at), views[1].piece(at)
             for i, (mine, other) in enumerate(((a, b), (b, a))):
-                if _own(views[0].x):
+                if own:
                     grad = _product(weights[i], mine, mine).addcmul_(other, on)
-                    along = grad_rates[i] * (1 - inverses[i].diagonal()) + grad_products * products
-                    along = along[:, None]
+                    along = alongs[i]
                 else:
                     grad = _product(mine, weights[i], mine).addcmul_(other, on[at[0]])
                     along = (grad * mine).sum(dim=1, keepdim=True)
@@ -174,7 +179,7 @@ class CenteredViews(Function):
             distance += (x1[at] - x2[at]).square_().sum()
             for x, mean, gram, norm in zip((x1, x2), means, grams, norms, strict=True):
                 a = x[at] - mean[at[0]]
-                _add_gram(gram, a, a, _own(x1))
+                _add_gram(gram, a, _own(x1))
                 norm[at[0]] += a.square_().sum(dim=1)
         diagonals = grams.diagonal(dim1=1, dim2=2)
         if not _own(x1):  # theorem 3.3; the other side's diagonal are the vectors' fourth norms
