@@ -156,6 +156,28 @@ def noise(rows: Rows) -> Rows:
     ]
 
 
+def beside(rows: Rows) -> Rows:
+    """Times and sizes in one column, and what they are measured against."""
+
+    def measured(row: Row, prefix: str) -> str:
+        key = f"{prefix}seconds"
+        if key in row:
+            return seconds(row[key])
+        return size(row[f"{prefix}bytes"]) if f"{prefix}bytes" in row else ""
+
+    return [
+        {
+            "what": row["what"],
+            "takes": measured(row, ""),
+            "beside": row.get("against", ""),
+            "which takes": measured(row, "against_"),
+            **{key: row[key] for key in ("ratio",) if key in row},
+            **machine_of(row),
+        }
+        for row in rows
+    ]
+
+
 _TIME = (
     "what n d dtype ours lightly textbook times_lightly times_textbook floor of_floor products note"
 )
@@ -163,7 +185,7 @@ _MEMORY = (
     "what n d dtype ours_bytes lightly_bytes textbook_bytes of_allowance textbook_error "
     "lightly_error"
 )
-VIEWS = {
+VIEWS = {"startup": View("startup", "", beside)} | {
     name + device: View(source + device, columns, rows)
     for device in ("", "-cuda")
     for name, source, columns, rows in (

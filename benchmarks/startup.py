@@ -190,7 +190,7 @@ def main() -> None:
     rows = [
         *starts(1 if smoke else arguments.repeats, smoke),
         *memory(600 if smoke else 60_000),
-        *decoding(1 if smoke else 16, 1 if smoke else arguments.repeats),
+        *decoding(1 if smoke else 4, 1 if smoke else arguments.repeats),
     ]
     save("startup", rows, arguments.out)
 

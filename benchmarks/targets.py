@@ -114,7 +114,7 @@ TARGETS = [
     ),
     Target(
         "data of 60,000 images over their size as uint8",
-        *(1.2, "startup", "ratio", of("data of a fit"), True),
+        *(1.2, "startup", "ratio", lambda row: row["what"].endswith("the peak"), True),
     ),
 ]
 

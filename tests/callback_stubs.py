@@ -122,7 +122,6 @@ class StubModule(LightningModule):
             "loss": loss,
             "features": tuple(h.detach() for h in features),
             "embeddings": embeddings,
-            "gathered": embeddings,
             "labels": labels,
         }
 

@@ -1,4 +1,4 @@
-"""Two gloo processes that hold different data must be one process that holds all of it."""
+"""Gloo processes that hold different rows of a batch must be one process that holds all of it."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator
@@ -12,16 +12,20 @@ import torch.distributed as dist
 from test_criteria import VARIANTS, build
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.flop_counter import FlopCounterMode
 
 from duality_ssl import distributed
+from duality_ssl.functional import _logsumexp, _products
 
-WORLD = 2
+WORLDS = [2, 3, 4]
 ROWS = 6  # of each process
+TALL, WIDE = 4, 40  # dimensions, fewer and more than there are rows in any of the worlds
+PIECES = _products._CACHED, _logsumexp._KEPT
 
 
-def _join(address: str, ranks: Any) -> None:
+def _join(address: str, ranks: Any, world: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=address, rank=ranks.get(), world_size=WORLD)
+    dist.init_process_group("gloo", init_method=address, rank=ranks.get(), world_size=world)
 
 
 def _call(job: tuple[Callable[..., Any], tuple[Any, ...]]) -> tuple[int, Any]:
@@ -31,32 +35,46 @@ def _call(job: tuple[Callable[..., Any], tuple[Any, ...]]) -> tuple[int, Any]:
 
 
 class Processes:
-    """Two processes that stay; ``run`` calls one function on both and returns by rank."""
+    """Processes that stay; ``run`` calls one function on all and returns by rank."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, world: int) -> None:
         self.pool = pool
+        self.world = world
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        jobs = [(function, arguments)] * WORLD
-        results = self.pool.map_async(_call, jobs, chunksize=1).get(timeout=60)
+        jobs = [(function, arguments)] * self.world
+        results = self.pool.map_async(_call, jobs, chunksize=1).get(timeout=120)
         return [result for _, result in sorted(results, key=lambda pair: pair[0])]
+
+
+def _start(world: int, folder: Path) -> Iterator[Processes]:
+    context = multiprocessing.get_context("spawn")
+    ranks = context.SimpleQueue()
+    for rank in range(world):
+        ranks.put(rank)
+    with context.Pool(world, _join, ((folder / "rendezvous").as_uri(), ranks, world)) as pool:
+        yield Processes(pool, world)
+
+
+@pytest.fixture(scope="module", params=WORLDS, ids=lambda world: f"W{world}")
+def worlds(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Processes]:
+    yield from _start(request.param, tmp_path_factory.mktemp("group"))
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    context = multiprocessing.get_context("spawn")
-    ranks = context.SimpleQueue()
-    for rank in range(WORLD):
-        ranks.put(rank)
-    address = Path(tmp_path_factory.mktemp("group"), "rendezvous").as_uri()
-    with context.Pool(WORLD, _join, (address, ranks)) as pool:
-        yield Processes(pool)
+    yield from _start(2, tmp_path_factory.mktemp("group"))
 
 
-def global_batch(columns: int = 5, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def global_batch(
+    columns: int = 5, dtype: torch.dtype = torch.float64, world: int = 2
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(WORLD * ROWS, columns, dtype=torch.float64, generator=generator)
-    noise = torch.randn(WORLD * ROWS, columns, dtype=torch.float64, generator=generator)
+    shape = world * ROWS, columns
+    x = torch.randn(shape, dtype=torch.float64, generator=generator)
+    noise = torch.randn(shape, dtype=torch.float64, generator=generator)
     return x.to(dtype), (x + noise / 2).to(dtype)
 
 
@@ -66,7 +84,7 @@ def mine(x: Tensor) -> Tensor:
 
 def small_net(dimensions: int) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, dimensions)).double()
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, dimensions))
 
 
 def _ranks() -> tuple[int, int]:
@@ -74,14 +92,14 @@ def _ranks() -> tuple[int, int]:
 
 
 def test_ranks(processes: Processes) -> None:
-    assert processes.run(_ranks) == [(0, WORLD), (1, WORLD)]
+    assert processes.run(_ranks) == [(0, 2), (1, 2)]
 
 
 def _gather(dtype: torch.dtype, contiguous: bool) -> tuple[Tensor, Tensor]:
     z = mine(global_batch(dtype=dtype)[0]).detach()
     z = z if contiguous else z.T.contiguous().T
     z.requires_grad_()
-    gathered = distributed.gather(z)
+    gathered = distributed.processes().gather(z)
     # A loss of its own on each process: the adjoint sums their gradients of this process's rows.
     weights = torch.arange(gathered.numel(), dtype=dtype).view_as(gathered) / 8
     ((distributed.rank() + 1) * weights * gathered).sum().backward()
@@ -104,7 +122,7 @@ def test_gather_value_and_adjoint(
 
 def _second_derivative() -> str:
     z = mine(global_batch()[0]).detach().requires_grad_()
-    loss = distributed.gather(z).pow(3).sum()
+    loss = distributed.processes().gather(z).pow(3).sum()
     (gradient,) = torch.autograd.grad(loss, z, create_graph=True)
     try:
         gradient.sum().backward()
@@ -118,30 +136,174 @@ def test_second_derivative_of_gather_is_refused(processes: Processes) -> None:
         assert "once_differentiable" in message
 
 
-def _train_step(name: str, arguments: dict[str, Any], dimensions: int) -> tuple[Any, list[Tensor]]:
-    model = DistributedDataParallel(small_net(dimensions))
-    x1, x2 = global_batch()
-    z1, z2 = model(torch.cat([mine(x1), mine(x2)])).chunk(2)
-    terms = build(name, arguments)(distributed.gather(z1), distributed.gather(z2))
+Loss = Callable[[Tensor, Tensor], dict[str, Tensor]]
+Result = tuple[dict[str, float], list[Tensor]]
+
+
+def _step(model: nn.Module, loss: Loss, x1: Tensor, x2: Tensor) -> Result:
+    """Values of the terms, and the gradients that the optimiser would see."""
+    z1, z2 = model(torch.cat([x1, x2])).chunk(2)
+    terms = loss(z1, z2)
     terms["loss"].backward()
     values = {term: value.item() for term, value in terms.items()}
     return values, [p.grad for p in model.parameters() if p.grad is not None]
 
 
+def _shared_step(
+    name: str, arguments: dict[str, Any], dimensions: int, dtype: torch.dtype, pieces: Any
+) -> Result:
+    _products._CACHED, _logsumexp._KEPT = pieces
+    model = DistributedDataParallel(small_net(dimensions).to(dtype))
+    x1, x2 = global_batch(dtype=dtype, world=distributed.world_size())
+    criterion, everyone = build(name, arguments), distributed.processes()
+    return _step(model, lambda *z: criterion(*z, everyone), mine(x1), mine(x2))
+
+
+def assert_one(result: Result, expected: Result, rtol_values: float, rtol_grads: float) -> None:
+    assert result[0] == pytest.approx(expected[0], rel=rtol_values, abs=rtol_values)
+    scale = max(reference.abs().max().item() for reference in expected[1])
+    assert scale > 1e-6
+    for grad, reference in zip(result[1], expected[1], strict=True):
+        torch.testing.assert_close(grad, reference, rtol=0, atol=rtol_grads * scale)
+
+
 @pytest.mark.parametrize(("name", "arguments"), VARIANTS)
-@pytest.mark.parametrize("dimensions", [4, 16], ids=["tall", "wide"])
-def test_two_processes_are_one(
+@pytest.mark.parametrize("dimensions", [TALL, WIDE], ids=["tall", "wide"])
+@pytest.mark.parametrize(
+    ("dtype", "pieces", "rtol_values", "rtol_grads"),
+    [
+        pytest.param(torch.float64, PIECES, 1e-12, 1e-10, id="float64"),
+        pytest.param(torch.float64, (16, 0), 1e-12, 1e-10, id="float64-in-pieces"),
+        pytest.param(torch.float32, PIECES, 1e-5, 1e-5, id="float32"),
+    ],
+)
+def test_processes_are_one(
+    worlds: Processes,
+    name: str,
+    arguments: dict[str, Any],
+    dimensions: int,
+    dtype: torch.dtype,
+    pieces: tuple[int, int],
+    rtol_values: float,
+    rtol_grads: float,
+) -> None:
+    model = small_net(dimensions).double()
+    expected = _step(model, build(name, arguments), *global_batch(world=worlds.world))
+    expected = expected[0], [grad.to(dtype) for grad in expected[1]]
+    for result in worlds.run(_shared_step, name, arguments, dimensions, dtype, pieces):
+        assert_one(result, expected, rtol_values, rtol_grads)
+
+
+def _gradient_of_differing_losses(name: str, arguments: dict[str, Any], d: int) -> Tensor:
+    z1, z2 = (mine(z).clone().requires_grad_() for z in global_batch(d))
+    terms = build(name, arguments)(z1, z2, distributed.processes())
+    (terms["loss"] * (distributed.rank() + 1)).backward()
+    assert z1.grad is not None
+    return z1.grad
+
+
+@pytest.mark.parametrize(("name", "arguments"), VARIANTS)
+@pytest.mark.parametrize("dimensions", [TALL, WIDE], ids=["tall", "wide"])
+def test_the_gradient_is_the_adjoint(
     processes: Processes, name: str, arguments: dict[str, Any], dimensions: int
 ) -> None:
-    model = small_net(dimensions)
-    z1, z2 = (model(x) for x in global_batch())
-    terms = build(name, arguments)(z1, z2)
-    terms["loss"].backward()
-    expected = [parameter.grad for parameter in model.parameters()]
-    assert max(grad.abs().max() for grad in expected if grad is not None) > 1e-6
-    for values, gradients in processes.run(_train_step, name, arguments, dimensions):
-        assert values == pytest.approx({term: value.item() for term, value in terms.items()})
-        torch.testing.assert_close(gradients, expected, rtol=1e-9, atol=1e-12)
+    """Processes that weigh the loss differently: the gradients of their sum come out."""
+    z1, z2 = (z.requires_grad_() for z in global_batch(dimensions))
+    (build(name, arguments)(z1, z2)["loss"] * (1 + 2)).backward()
+    assert z1.grad is not None
+    grads = processes.run(_gradient_of_differing_losses, name, arguments, dimensions)
+    torch.testing.assert_close(torch.cat(grads), z1.grad, rtol=1e-10, atol=1e-12)
+
+
+class _Messages:
+    """Elements of the largest message that ``torch.distributed`` was given."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.largest = 0
+        for name in ("all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce"):
+            patch.setattr(dist, name, self._counted(getattr(dist, name)))
+
+    def _counted(self, collective: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*tensors: Tensor) -> Any:
+            self.largest = max(self.largest, *(tensor.numel() for tensor in tensors))
+            return collective(*tensors)
+
+        return counted
+
+
+def _addmm_flops(to: Any, a: Any, b: Any, **_: Any) -> int:
+    return 2 * a[0] * a[1] * b[1]
+
+
+def _flops(name: str, arguments: dict[str, Any], d: int, rows: int) -> tuple[int, int]:
+    """Floating-point operations of a step's products, and the elements of the largest message."""
+    everyone = distributed.processes()
+    views = torch.randn(2, rows, d, generator=torch.Generator().manual_seed(everyone.rank))
+    z1, z2 = (z.clone().requires_grad_() for z in views)
+    in_place = {torch.ops.aten.addmm_: _addmm_flops}  # which the counter does not know
+    with pytest.MonkeyPatch.context() as patch:
+        messages = _Messages(patch)
+        with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+            build(name, arguments)(z1, z2, everyone)["loss"].backward()
+    return counter.get_total_flops(), messages.largest
+
+
+@pytest.mark.parametrize(("name", "arguments"), VARIANTS)
+@pytest.mark.parametrize("dimensions", [12, 96], ids=["tall", "wide"])
+def test_processes_share_the_work(
+    worlds: Processes, name: str, arguments: dict[str, Any], dimensions: int
+) -> None:
+    batch = 48
+    alone, nothing_sent = _flops(name, arguments, dimensions, batch)
+    assert alone > 0
+    assert nothing_sent == 0
+    rows = batch // worlds.world
+    for flops, largest in worlds.run(_flops, name, arguments, dimensions, rows):
+        assert flops <= alone / worlds.world
+        if name in ("VICReg", "BarlowTwins", "TCR", "SpectralContrastive"):
+            assert largest == dimensions * min(batch, dimensions)
+        else:  # an exponential has no second side
+            assert largest <= max(batch * dimensions, min(batch, dimensions) ** 2)
+
+
+def _barlow_without_backward(z1: Tensor, z2: Tensor) -> Tensor:
+    """An all-reduce in place, which autograd does not see."""
+    correlation = z1.T @ z2 / (len(z1) * distributed.world_size())
+    with torch.no_grad():
+        dist.all_reduce(correlation)
+    return (correlation - torch.eye(len(correlation))).square().sum()
+
+
+def _local(z1: Tensor, z2: Tensor) -> Tensor:
+    """Every process by itself."""
+    correlation = z1.T @ z2 / len(z1)
+    return (correlation - torch.eye(len(correlation))).square().sum()
+
+
+def _known_failure(loss: Callable[[Tensor, Tensor], Tensor], whole: bool) -> Result:
+    """A step with ``loss`` on these rows, or on the whole batch on one process."""
+    x1, x2 = global_batch()
+    if whole:
+        return _step(small_net(TALL).double(), lambda *z: {"loss": _local(*z)}, x1, x2)
+    model = DistributedDataParallel(small_net(TALL).double())
+    return _step(model, lambda *z: {"loss": loss(*z)}, mine(x1), mine(x2))
+
+
+@pytest.mark.parametrize(
+    ("loss", "right_value"),
+    [(_barlow_without_backward, True), (_local, False)],
+    ids=["all-reduce-without-backward", "local-statistics"],
+)
+def test_known_failures_are_found(
+    processes: Processes, loss: Callable[[Tensor, Tensor], Tensor], right_value: bool
+) -> None:
+    """The mistakes of published code fail :func:`assert_one`."""
+    expected = _known_failure(_local, whole=True)
+    for result in processes.run(_known_failure, loss, False):
+        if right_value:  # the value hides it
+            assert result[0] == pytest.approx(expected[0])
+        with pytest.raises(AssertionError):
+            assert_one(result, expected, 1e-12, 1e-10)
 
 
 def test_local_statistics_would_be_noticed() -> None:
@@ -209,7 +371,10 @@ def test_average_gradients(processes: Processes) -> None:
 def test_without_a_process_group_there_is_one_process() -> None:
     z = torch.rand(3, 2, requires_grad=True)
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
-    assert distributed.gather(z) is z
+    alone = distributed.processes()
+    assert alone == distributed.ALONE
+    assert all(x is z for x in (alone.gather(z), alone.rows(z), alone.sum(z)))
+    assert alone.own(3) == slice(0, 3)
     assert torch.equal(distributed.all_gather_rows(z), z)
     assert not distributed.all_gather_rows(z).requires_grad
     total = distributed.all_reduce_sum(z)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from duality_ssl import functional
+from duality_ssl.distributed import ALONE, Processes
 from duality_ssl.functional import _logsumexp, _products
 from duality_ssl.functional.terms import Normalization, Similarity
 
@@ -400,6 +401,7 @@ SAMPLE_ARGUMENTS = {
     float | None: 0.5,
     Similarity: "squared",
     Normalization: "embeddings",
+    Processes: ALONE,
 }
 # Every public function that takes a tensor.
 OF_TENSORS = [

@@ -118,7 +118,7 @@ def test_duality_monitor_logs_the_mean_over_views_and_its_turns(tmp_path: Path) 
         def training_step(self, batch, batch_idx):  # noqa: ANN001, ANN202
             outputs = super().training_step(batch, batch_idx)
             if batch_idx in (0, 2):  # of 4 batches, every second
-                measured.append([duality_terms(z[:20]) for z in outputs["gathered"]])
+                measured.append([duality_terms(z[:20]) for z in outputs["embeddings"]])
             return outputs
 
     measured: list = []

@@ -1,10 +1,10 @@
-"""Processes: rank, exact gather, averages. The only module that names ``torch.distributed``.
+"""Processes: rank, exact gather, sums, averages. The only module that names ``torch.distributed``.
 
 Every function works without a process group too, as one process.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -32,9 +32,7 @@ class _Gather(Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
-        gathered = z.new_empty(world_size() * len(z), *z.shape[1:])
-        dist.all_gather_into_tensor(gathered, z.contiguous())
-        return gathered
+        return processes().rows(z)
 
     @staticmethod
     @once_differentiable  # autograd records no collective: its derivative would be lost
@@ -44,26 +42,61 @@ class _Gather(Function):
         return mine
 
 
-def gather(z: Tensor) -> Tensor:
-    r"""Concatenate the rows of all processes in rank order, with the exact gradient.
+class Processes(NamedTuple):
+    """The processes that share a batch: which one this is, and of how many.
 
-    The backward pass sums over processes the gradient of this process's rows. If all W processes
-    compute the same loss on the gathered rows, that sum is W times the loss's gradient, and the
-    average over processes that distributed data parallel takes of the parameters' gradients is the
-    gradient of one process holding the whole batch. (A gather that returns its own slice only gives
-    1/W of it: footnote 1 of https://arxiv.org/abs/2206.02574.)
-
-    Args:
-        z: Shape ``(N, ...)``; the same shape on every process (drop a smaller last batch).
-
-    Returns:
-        Shape ``(W N, ...)``; ``z`` itself with one process. With more it has a first derivative
-        only: a second one is an error.
+    Each holds as many of the batch's rows, in rank order. What computes with them is handed this,
+    and so is told whether the rows that it gets are the whole batch: one process has them all.
     """
-    if world_size() == 1:
-        return z
-    gathered: Tensor = _Gather.apply(z)
-    return gathered
+
+    rank: int = 0
+    count: int = 1
+
+    def gather(self, z: Tensor) -> Tensor:
+        r"""Concatenate the rows of all processes in rank order, with the exact gradient.
+
+        The backward pass sums over processes the gradient of this process's rows. If all W
+        processes compute the same loss on the gathered rows, that sum is W times the loss's
+        gradient, and the average over processes that distributed data parallel takes of the
+        parameters' gradients is the gradient of one process holding the whole batch. (A gather that
+        returns its own slice only gives 1/W of it: footnote 1 of https://arxiv.org/abs/2206.02574.)
+
+        Args:
+            z: Shape ``(N, ...)``; the same shape on every process (drop a smaller last batch).
+
+        Returns:
+            Shape ``(W N, ...)``; ``z`` itself with one process. With more it has a first derivative
+            only: a second one is an error.
+        """
+        if self.count == 1:
+            return z
+        gathered: Tensor = _Gather.apply(z)
+        return gathered
+
+    @torch.no_grad()
+    def rows(self, x: Tensor) -> Tensor:
+        """As :meth:`gather`, without gradient."""
+        if self.count == 1:
+            return x
+        gathered = x.new_empty(self.count * len(x), *x.shape[1:])
+        dist.all_gather_into_tensor(gathered, x.contiguous())
+        return gathered
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum over processes, without gradient; ``x`` itself with one process."""
+        return x if self.count == 1 else all_reduce_sum(x)
+
+    def own(self, rows: int) -> slice:
+        """Where this process's ``rows`` are among all that are gathered."""
+        return slice(self.rank * rows, (self.rank + 1) * rows)
+
+
+ALONE = Processes()
+
+
+def processes() -> Processes:
+    """Return the processes of this run; one without a process group."""
+    return Processes(rank(), world_size())
 
 
 @torch.no_grad()
@@ -78,14 +111,10 @@ def all_gather_rows(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x.detach()
-    sizes = torch.empty(world_size(), dtype=torch.int64, device=x.device)
-    dist.all_gather_into_tensor(sizes, torch.tensor([len(x)], device=x.device))
-    counts = sizes.tolist()
+    counts = processes().rows(torch.tensor([len(x)], device=x.device)).tolist()
     padded = x.new_zeros(max(counts), *x.shape[1:])
     padded[: len(x)] = x
-    gathered = x.new_empty(len(counts) * len(padded), *x.shape[1:])
-    dist.all_gather_into_tensor(gathered, padded)
-    chunks = gathered.view(len(counts), *padded.shape)
+    chunks = processes().rows(padded).view(len(counts), *padded.shape)
     return torch.cat([chunk[:count] for chunk, count in zip(chunks, counts, strict=True)])
 
 

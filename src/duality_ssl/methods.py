@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from duality_ssl import criteria
 from duality_ssl.backbones import create_backbone
 from duality_ssl.criteria import Criterion
-from duality_ssl.distributed import gather
+from duality_ssl.distributed import processes
 from duality_ssl.optim import LARS, fuse, parameter_groups, scaled_lr, warmup_cosine
 from duality_ssl.projector import create_projector
 from duality_ssl.weights import load_backbone
@@ -193,8 +193,7 @@ class JointEmbedding(LightningModule):
         else:
             h1, h2 = self.backbone(x1), self.backbone(x2)
             z1, z2 = self.projector(h1), self.projector(h2)
-        gathered = gather(z1), gather(z2)
-        terms = self.criterion(*gathered)
+        terms = self.criterion(z1, z2, processes())
         self.log("train/loss", terms["loss"], prog_bar=True, batch_size=len(labels))
         parts = {f"train/{name}": term for name, term in terms.items() if name != "loss"}
         self.log_dict(parts, batch_size=len(labels))
@@ -202,7 +201,6 @@ class JointEmbedding(LightningModule):
             "loss": terms["loss"],
             "features": (h1.detach(), h2.detach()),
             "embeddings": (z1.detach(), z2.detach()),
-            "gathered": (gathered[0].detach(), gathered[1].detach()),
             "labels": labels,
         }
 

@@ -7,7 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from duality_ssl.distributed import all_reduce_sum
+from duality_ssl.distributed import all_reduce_sum, processes
 from duality_ssl.functional import normalize_rows, rankme
 
 _DIVERGED = (
@@ -88,7 +88,7 @@ class CollapseGuard(Callback):
         """Remember on the device whether the loss was finite; check when it is time."""
         bad = ~outputs["loss"].detach().isfinite()
         self._not_finite = bad if self._not_finite is None else self._not_finite | bad
-        self._latest = outputs["gathered"][0][: self.max_samples].detach()
+        self._latest = outputs["embeddings"][0].detach()
         if (batch_idx + 1) % self.every_n_steps == 0:
             self._check(trainer)
 
@@ -100,7 +100,7 @@ class CollapseGuard(Callback):
         if self._not_finite is None or self._latest is None:
             return
         not_finite = bool(all_reduce_sum(self._not_finite.float()) > 0)
-        z = self._latest
+        z = processes().rows(self._latest)[: self.max_samples]
         self._not_finite, self._latest = None, None
         if not_finite or not z.isfinite().all():
             self._act(trainer, "The loss or the embeddings are NaN or infinite.", _DIVERGED)

@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from duality_ssl.distributed import processes
 from duality_ssl.functional import (
     column_fourth_norm_bounds,
     dimension_contrastive,
@@ -58,7 +59,8 @@ class DualityMonitor(Callback):
         """Measure the batch, where it is its turn."""
         if batch_idx % self.every_n_steps:
             return
-        views = [duality_terms(z[: self.max_samples]) for z in outputs["gathered"]]
+        everybodys = map(processes().rows, outputs["embeddings"])
+        views = [duality_terms(z[: self.max_samples]) for z in everybodys]
         means = {
             f"duality/{name}": torch.stack([view[name] for view in views]).mean()
             for name in views[0]

@@ -7,11 +7,15 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from duality_ssl.distributed import ALONE, Processes
 from duality_ssl.functional import full_precision
 
 
 class Criterion(nn.Module, ABC):
     """A loss of two views' embeddings; subclasses implement :meth:`terms`.
+
+    Where several processes share a batch each of them computes the whole of :meth:`terms`; a
+    :class:`ShardedCriterion` shares that work too.
 
     Set ``criterion.check_finite = True`` to have a NaN or Inf from upstream raise a ``ValueError``
     that counts them. It is off by default because it waits for the device at every step.
@@ -36,12 +40,27 @@ class Criterion(nn.Module, ABC):
             Scalars; ``"loss"`` is the weighted sum of the others.
         """
 
-    def forward(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
+    def sharded_terms(self, z1: Tensor, z2: Tensor, processes: Processes) -> dict[str, Tensor]:
+        """Compute the terms of all processes' rows; here, gather them first.
+
+        Args:
+            z1: This process's embeddings of the first view, shape ``(N, D)``, as for :meth:`terms`.
+            z2: Those of the second view.
+            processes: Those who have the batch's other rows.
+
+        Returns:
+            The scalars of :meth:`terms`, the same on every process; the average over processes of
+            their gradients is that of one process with the whole batch.
+        """
+        return self.terms(processes.gather(z1), processes.gather(z2))
+
+    def forward(self, z1: Tensor, z2: Tensor, processes: Processes = ALONE) -> dict[str, Tensor]:
         """Check the views and compute the terms in float32 (float64 for float64), autocast or not.
 
         Args:
             z1: Embeddings of the first view, shape ``(N, D)``, ``N >= 2``, of any floating dtype.
             z2: Embeddings of the second view, same shape and dtype; row i is the partner of row i.
+            processes: Who has the batch's other rows, as many each; by default these are all.
 
         Returns:
             ``"loss"`` and the terms that it weighs, scalars, all with gradient.
@@ -50,10 +69,10 @@ class Criterion(nn.Module, ABC):
             ValueError: If the views are not two floating-point tensors of one shape (N, D) and
                 dtype with enough rows and columns or, with ``check_finite``, have a NaN or Inf.
         """
-        check_views(z1, z2, self.min_dimensions)
+        check_views(z1, z2, self.min_dimensions, processes.count)
         if self.check_finite:
             _check_finite(z1, z2)
-        return full_precision(self.terms)(z1, z2)
+        return full_precision(self.sharded_terms)(z1, z2, processes)
 
     def extra_repr(self) -> str:
         """Return the arguments of the criterion, for ``repr``."""
@@ -61,13 +80,26 @@ class Criterion(nn.Module, ABC):
         return ", ".join(f"{name}={getattr(self, name, '?')!r}" for name in names)
 
 
-def check_views(z1: Tensor, z2: Tensor, min_dimensions: int = 1) -> None:
+class ShardedCriterion(Criterion):
+    """A criterion that no process computes the whole of; subclasses implement `sharded_terms`."""
+
+    def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
+        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
+        return self.sharded_terms(z1, z2, ALONE)
+
+    @abstractmethod
+    def sharded_terms(self, z1: Tensor, z2: Tensor, processes: Processes) -> dict[str, Tensor]:
+        """Compute the loss and its terms; see :meth:`Criterion.sharded_terms`."""
+
+
+def check_views(z1: Tensor, z2: Tensor, min_dimensions: int = 1, processes: int = 1) -> None:
     """Check that two views can be compared.
 
     Args:
         z1: Embeddings of the first view.
         z2: Embeddings of the second view.
         min_dimensions: Fewest columns.
+        processes: How many have as many rows each.
 
     Raises:
         ValueError: Unless both are tensors of one shape ``(N, D)`` with ``N >= 2`` and
@@ -84,7 +116,7 @@ def check_views(z1: Tensor, z2: Tensor, min_dimensions: int = 1) -> None:
             "Expected `z1` and `z2` to share one floating-point dtype, but got "
             f"{z1.dtype} and {z2.dtype}."
         )
-    if len(z1) < 2:
+    if len(z1) * processes < 2:
         raise ValueError(f"Expected at least 2 samples to compare, but got N={len(z1)}.")
     if z1.shape[1] < min_dimensions:
         raise ValueError(

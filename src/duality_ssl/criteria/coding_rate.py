@@ -2,11 +2,12 @@
 
 from torch import Tensor
 
-from duality_ssl.criteria.base import Criterion, check_positive
+from duality_ssl.criteria.base import ShardedCriterion, check_positive
+from duality_ssl.distributed import Processes
 from duality_ssl.functional import cosines_and_coding_rates
 
 
-class TCR(Criterion):
+class TCR(ShardedCriterion):
     r"""Negative total coding rate of the views, and the cosine of their positives.
 
     .. math:: L = -\frac{R(z_1) + R(z_2)}{2} - \lambda \frac1N \sum_i \cos(z_{1,i}, z_{2,i}),
@@ -35,9 +36,9 @@ class TCR(Criterion):
         self.invariance = invariance
         self.distortion = distortion
 
-    def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
-        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
-        cosines, rate1, rate2 = cosines_and_coding_rates(z1, z2, self.distortion)
+    def sharded_terms(self, z1: Tensor, z2: Tensor, processes: Processes) -> dict[str, Tensor]:
+        """Compute the loss and its terms; see :meth:`Criterion.sharded_terms`."""
+        cosines, rate1, rate2 = cosines_and_coding_rates(z1, z2, self.distortion, processes)
         invariance, rate = -cosines.mean(), (rate1 + rate2) / 2
         loss = self.invariance * invariance - rate
         return {"loss": loss, "invariance": invariance, "coding_rate": rate}

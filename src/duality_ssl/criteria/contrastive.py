@@ -5,7 +5,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from duality_ssl.criteria.base import Criterion, check_choice, check_positive
+from duality_ssl.criteria.base import ShardedCriterion, check_choice, check_positive
+from duality_ssl.distributed import ALONE, Processes
 from duality_ssl.functional import contrast_logits, cross_gram_in_ball
 from duality_ssl.functional.terms import Normalization, Similarity
 
@@ -14,7 +15,7 @@ from duality_ssl.functional.terms import Normalization, Similarity
 _POWERS: dict[Similarity, float] = {"cosine": 0.5, "squared": 0.25, "absolute": 0.5}
 
 
-class _PairContrast(Criterion):
+class _PairContrast(ShardedCriterion):
     """What SimCLR and DCL share: the logits of each sample's positive and of its negatives."""
 
     def __init__(
@@ -28,19 +29,20 @@ class _PairContrast(Criterion):
         self.similarity = similarity
         self.normalization = normalization
 
-    def logits(self, z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+    def logits(self, z1: Tensor, z2: Tensor, processes: Processes = ALONE) -> tuple[Tensor, Tensor]:
         """Compute the positives' logits and the negatives' log-sum-exp.
 
         Args:
             z1: Embeddings of the first view, shape ``(N, D)``.
             z2: Embeddings of the second view, shape ``(N, D)``.
+            processes: Those who have the batch's other rows.
 
         Returns:
             Similarity over temperature of the N positive pairs, shape ``(N,)``, and the
             log-sum-exp over the ``2 N - 2`` negatives of both views' samples, shape ``(2, N)``.
         """
         length = self.temperature ** -_POWERS[self.similarity]
-        return contrast_logits(z1, z2, length, self.similarity, self.normalization)
+        return contrast_logits(z1, z2, length, self.similarity, self.normalization, processes)
 
 
 class SimCLR(_PairContrast):
@@ -79,9 +81,9 @@ class SimCLR(_PairContrast):
     ) -> None:
         super().__init__(temperature, similarity, normalization)
 
-    def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
-        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
-        positives, negatives = self.logits(z1, z2)
+    def sharded_terms(self, z1: Tensor, z2: Tensor, processes: Processes) -> dict[str, Tensor]:
+        """Compute the loss and its terms; see :meth:`Criterion.sharded_terms`."""
+        positives, negatives = self.logits(z1, z2, processes)
         invariance = -positives.mean()
         contrast = torch.logaddexp(negatives, positives.expand_as(negatives)).mean()
         return {"loss": invariance + contrast, "invariance": invariance, "contrast": contrast}
@@ -116,14 +118,14 @@ class DCL(_PairContrast):
     ) -> None:
         super().__init__(temperature, similarity, normalization)
 
-    def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
-        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
-        positives, negatives = self.logits(z1, z2)
+    def sharded_terms(self, z1: Tensor, z2: Tensor, processes: Processes) -> dict[str, Tensor]:
+        """Compute the loss and its terms; see :meth:`Criterion.sharded_terms`."""
+        positives, negatives = self.logits(z1, z2, processes)
         invariance, contrast = -positives.mean(), negatives.mean()
         return {"loss": invariance + contrast, "invariance": invariance, "contrast": contrast}
 
 
-class SpectralContrastive(Criterion):
+class SpectralContrastive(ShardedCriterion):
     r"""Spectral contrastive loss, on rows projected into a ball.
 
     .. math:: L = \frac{1}{\mu}\Bigl(-\frac{2}{N}\sum_i z_{1,i} \cdot z_{2,i}
@@ -150,10 +152,10 @@ class SpectralContrastive(Criterion):
         check_positive(radius=radius)
         self.radius = radius
 
-    def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
-        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
-        n = len(z1)
-        squares, products = cross_gram_in_ball(z1, z2, self.radius**0.5)
+    def sharded_terms(self, z1: Tensor, z2: Tensor, processes: Processes) -> dict[str, Tensor]:
+        """Compute the loss and its terms; see :meth:`Criterion.sharded_terms`."""
+        squares, products = cross_gram_in_ball(z1, z2, self.radius**0.5, processes)
+        n = len(products)
         invariance = -2 * products.mean() / self.radius
         contrast = squares / (n * (n - 1) * self.radius)
         return {"loss": invariance + contrast, "invariance": invariance, "contrast": contrast}

@@ -4,11 +4,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from duality_ssl.criteria.base import Criterion, check_positive
+from duality_ssl.criteria.base import ShardedCriterion, check_positive
+from duality_ssl.distributed import Processes
 from duality_ssl.functional import regularized_views, variance_hinge
 
 
-class VICReg(Criterion):
+class VICReg(ShardedCriterion):
     r"""Variance, invariance and covariance of two views.
 
     .. math:: L = \lambda \frac{1}{ND}\|z_1 - z_2\|_F^2 + \mu \frac{v(z_1) + v(z_2)}{2}
@@ -48,9 +49,11 @@ class VICReg(Criterion):
         self.variance = variance
         self.covariance = covariance
 
-    def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
-        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
-        invariance, variances, penalties = regularized_views(z1, z2, self.dim, self.temperature)
+    def sharded_terms(self, z1: Tensor, z2: Tensor, processes: Processes) -> dict[str, Tensor]:
+        """Compute the loss and its terms; see :meth:`Criterion.sharded_terms`."""
+        invariance, variances, penalties = regularized_views(
+            z1, z2, self.dim, self.temperature, processes
+        )
         variance, covariance = variance_hinge(variances), penalties.sum()
         loss = (
             self.invariance * invariance + self.variance * variance + self.covariance * covariance

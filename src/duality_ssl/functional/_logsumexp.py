@@ -3,19 +3,22 @@
 The matrix of all products is symmetric: its upper triangle is gone through in tiles that fit a
 cache, each used for its rows and for its columns. The backward pass takes the same tiles again:
 they are kept where all of them are few, and computed anew where they are not, so that memory grows
-with N and not with its square. (That the softmax of a contrastive loss can be taken by tiles is
-known: Cheng et al., *Breaking the Memory Barrier*, 2024, https://arxiv.org/abs/2410.17243, for two
-modalities on GPUs; here for every similarity, one view or two, rows or columns, any device.)
+with N and not with its square. Processes that all have all vectors share the tiles.
+
+That the softmax of a contrastive loss can be taken by tiles is known: Cheng et al., *Breaking the
+Memory Barrier*, 2024, https://arxiv.org/abs/2410.17243, for two modalities on GPUs; here for every
+similarity, one view or two, rows or columns, any device.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from duality_ssl.distributed import Processes
 from duality_ssl.functional._products import first_derivative
 from duality_ssl.functional._vectors import Vectors
 
@@ -54,21 +57,24 @@ class _Tile(NamedTuple):
         return self.aligned and self.row_view == self.column_view
 
 
-def _tiles(views: Sequence[Vectors]) -> Iterator[_Tile]:
-    """Tiles of the upper triangle of all views' products.
+def _tiles(views: Sequence[Vectors], processes: Processes) -> list[_Tile]:
+    """Tiles of the upper triangle of all views' products, this process's share of them.
 
     They are as good as square: 512 wide, so that two of them fit a cache and the half of a diagonal
     tile that is computed in vain is little; wider on an accelerator, which they have to fill.
     """
     n = len(views[0].x)
     cuts = -(-n // (512 if views[0].x.device.type == "cpu" else 4096))
+    if processes.count > 1:  # so that each has as many tiles, on the diagonal and off it
+        multiple = 2 * processes.count // len(views)
+        cuts = min(n, -(-cuts // multiple) * multiple)
     edges = [n * cut // cuts for cut in range(cuts + 1)]
     parts = [
         (view, slice(*edge)) for view in range(len(views)) for edge in itertools.pairwise(edges)
     ]
-    for i, row_part in enumerate(parts):
-        for column_part in parts[i:]:
-            yield _Tile(*row_part, *column_part)
+    on_diagonal = [_Tile(*part, *part) for part in parts]
+    above = [_Tile(*row, *column) for row, column in itertools.combinations(parts, 2)]
+    return [*on_diagonal, *above][processes.rank :: processes.count]
 
 
 def _products(views: Sequence[Vectors], tile: _Tile) -> Tensor:
@@ -84,7 +90,7 @@ def _logits(products: Tensor, tile: _Tile, similarity: Similarity) -> Tensor:
 
 
 def logsumexps(
-    views: Sequence[Vectors], similarity: Similarity, keep: bool
+    views: Sequence[Vectors], similarity: Similarity, keep: bool, processes: Processes
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Log-sum-exp of each vector with the others, in all views, and what the gradient takes.
 
@@ -92,18 +98,19 @@ def logsumexps(
         views: Vectors that have no shift.
         similarity: What makes logits of products.
         keep: Whether there will be a gradient.
+        processes: Those who share the tiles; each has all vectors.
 
     Returns:
         Log-sum-exps of shape ``(views, K)``, without the pairs of a vector with itself or with its
-        partner; the products with the partner, shape ``(K,)``; the products of all tiles if they
-        are wanted and few.
+        partner; the products with the partner, shape ``(K,)``; the products of this
+        process's tiles if they are wanted and few.
     """
     x = views[0].x
     lse = x.new_full((len(views), len(x)), -torch.inf)
     partners = x.new_zeros(len(x))
-    keep = keep and lse.numel() ** 2 <= 2 * _KEPT
+    keep = keep and lse.numel() ** 2 <= 2 * _KEPT * processes.count
     kept = []
-    for tile in _tiles(views):
+    for tile in _tiles(views, processes):
         products = _products(views, tile)
         if tile.aligned and not tile.mirrored:
             partners[tile.rows] = products.diagonal()
@@ -113,7 +120,9 @@ def logsumexps(
             _add_exps(lse[tile.column_view, tile.columns], logits, 0)
         if keep:
             kept.append(products)
-    return lse, partners, kept
+    if processes.count > 1:
+        lse = processes.rows(lse[None]).logsumexp(dim=0)
+    return lse, processes.sum(partners), kept
 
 
 def _add_exps(lse: Tensor, logits: Tensor, dim: int) -> None:
@@ -127,8 +136,9 @@ def add_gradients(
     saved: tuple[Tensor, Sequence[Tensor]],
     grad_lse: Tensor,
     grad_partners: Tensor,
+    processes: Processes,
 ) -> None:
-    """Add the gradients of :func:`logsumexps` in the views' ``x`` to ``grads``.
+    """Add this process's part of the gradients of :func:`logsumexps` in the views' ``x``.
 
     Args:
         grads: One tensor a view.
@@ -137,10 +147,11 @@ def add_gradients(
         saved: The log-sum-exps and the products kept.
         grad_lse: Gradient in the log-sum-exps, shape ``(views, K)``.
         grad_partners: Gradient in the logits of the partners, shape ``(K,)``.
+        processes: As in the forward pass.
     """
     lse, kept = saved
     along = torch.zeros_like(lse)
-    for index, tile in enumerate(_tiles(views)):
+    for index, tile in enumerate(_tiles(views, processes)):
         i, rows, j, columns = tile
         products = kept[index] if kept else _products(views, tile)
         logits = _logits(products, tile, similarity)
@@ -169,14 +180,18 @@ def add_gradients(
 class LogSumExps(Function):
     """``views -> (partners' similarities (K,), log-sum-exps (views, K) of each with the others)``.
 
-    A view is three arguments: ``x, factor, curvature`` of its `Vectors`, which have no shift.
+    A view is three arguments: ``x, factor, curvature`` of its `Vectors`, which have no shift. Each
+    process is given all vectors, and returns a part of the gradient: what gathered the vectors, see
+    :meth:`Processes.gather`, adds the parts up.
     """
 
     @staticmethod
-    def forward(ctx: Any, similarity: str, *arguments: Tensor) -> tuple[Tensor, Tensor]:
-        views = _views(arguments)
-        lse, partners, kept = logsumexps(views, SIMILARITIES[similarity], any(ctx.needs_input_grad))
-        ctx.similarity, ctx.views = similarity, len(views)
+    def forward(
+        ctx: Any, similarity: str, processes: Processes, *arguments: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        views, keep = _views(arguments), any(ctx.needs_input_grad)
+        lse, partners, kept = logsumexps(views, SIMILARITIES[similarity], keep, processes)
+        ctx.similarity, ctx.processes, ctx.views = similarity, processes, len(views)
         ctx.save_for_backward(*arguments, lse, *kept)
         return SIMILARITIES[similarity].value(partners), lse.clone()
 
@@ -186,9 +201,16 @@ class LogSumExps(Function):
         saved = ctx.saved_tensors
         views, (lse, *kept) = _views(saved[: 3 * ctx.views]), saved[3 * ctx.views :]
         grads = [torch.zeros_like(view.x) for view in views]
-        similarity = SIMILARITIES[ctx.similarity]
-        add_gradients(grads, views, similarity, (lse, kept), grad_lse, grad_partners)
-        return None, *itertools.chain.from_iterable((grad, None, None) for grad in grads)
+        add_gradients(
+            grads,
+            views,
+            SIMILARITIES[ctx.similarity],
+            (lse, kept),
+            ctx.processes.sum(grad_lse),
+            ctx.processes.sum(grad_partners),
+            ctx.processes,
+        )
+        return None, None, *itertools.chain.from_iterable((grad, None, None) for grad in grads)
 
 
 def _views(arguments: Sequence[Tensor]) -> list[Vectors]:

@@ -8,41 +8,127 @@ never stored, and their gradients leave in one matrix a view.
 
 Subtracting a vector's mean needs no backward pass: a product of centred vectors has centred
 gradients already.
+
+Each function takes the axis of ``x`` that samples lie on and the processes that share them. What
+comes out is the whole batch's, the same on every process; the gradient that goes in is the sum of
+the processes' (the adjoint, see :meth:`Processes.gather`), the one that comes out that of this
+process's samples.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from duality_ssl.distributed import Processes
 from duality_ssl.functional._products import first_derivative, pieces
-from duality_ssl.functional._vectors import Vectors
+from duality_ssl.functional._vectors import Vectors, shifted
 
 
-def _own(x: Tensor) -> bool:
-    """Whether the vectors' own side, ``K x K``, is the smaller one."""
-    return len(x) <= x.shape[1]
+class _Side:
+    """The smaller side of the vectors, and what one process computes of its matrix.
+
+    Where it is the side of dimensions, that is the part that its own samples add to the whole, and
+    the matrix is sent; where it is that of samples, the rows of its own, and the embeddings are
+    sent. Either is the smaller thing to send, and 1/W of the multiplications.
+
+    Args:
+        x: This process's part of the vectors.
+        samples: Axis of ``x`` that samples lie on.
+        processes: Who has the others.
+    """
+
+    def __init__(self, x: Tensor, samples: int, processes: Processes) -> None:
+        shape = list(x.shape)
+        shape[samples] *= processes.count
+        self.own = shape[0] <= shape[1]
+        """Whether it is the vectors' own, ``K x K``."""
+        self.by_rows = processes.count > 1 and self.own == (samples == 0)
+        """Whether this process has rows of the matrix; else it has a part of the sum, or all."""
+        self.columns = processes.own(x.shape[samples]) if self.by_rows else slice(None)
+        """Where the rows that this process has are among the columns."""
+        self._samples, self._processes = samples, processes
+
+    def pieces(self, x: Tensor) -> Iterator[tuple[slice, slice]]:
+        """Where to cut ``x``: along the axis that is not this side's."""
+        if self.own:
+            return ((slice(None), entries) for entries in pieces(x, 1))
+        return ((vectors, slice(None)) for vectors in pieces(x, 0))
+
+    def zeros(self, x: Tensor) -> Tensor:
+        """An empty matrix: the rows that this process has."""
+        rows = x.shape[0 if self.own else 1]
+        return x.new_zeros(rows, rows * (self._processes.count if self.by_rows else 1))
+
+    def add(self, gram: Tensor, a: Tensor, b: Tensor) -> None:
+        """Add the products of a piece of this process's with the same piece of :meth:`all`."""
+        gram.addmm_(a, b.T) if self.own else gram.addmm_(a.T, b)
+
+    def times(self, weights: Tensor, b: Tensor, like: Tensor) -> Tensor:
+        """Gradient of :meth:`add` in ``a``, laid out as it is: dimensions are rows transposed."""
+        left, right = (weights, b) if self.own else (b, weights.T)
+        return left @ right if like.is_contiguous() else (right.T @ left.T).T
+
+    def all(self, x: Tensor) -> Tensor:
+        """The vectors that this process's are multiplied with."""
+        if not self.by_rows:
+            return x
+        return self._processes.rows(x) if self._samples == 0 else self._processes.rows(x.T).T
+
+    def per_vector(self, values: Tensor) -> Tensor:
+        """Values of this process's vectors to those of all."""
+        return self._processes.rows(values) if self._samples == 0 else values
+
+    def total(self, gram: Tensor) -> Tensor:
+        """Make the matrix of what :meth:`add` has added up."""
+        return gram if self.by_rows else self._processes.sum(gram)
+
+    def complete(self, gram: Tensor) -> Tensor:
+        """All rows of a matrix that :meth:`total` has made."""
+        return self._processes.rows(gram) if self.by_rows else gram
+
+    def transposed(self, gram: Tensor) -> Tensor:
+        """This process's rows of the transpose."""
+        return self.complete(gram)[:, self.columns].T
+
+    def diagonal(self, gram: Tensor) -> Tensor:
+        """This process's part of the diagonal, to be written to."""
+        return gram[:, self.columns].diagonal()
+
+    def over_rows(self, sums: Tensor) -> Tensor:
+        """Sums over this process's rows of the matrix to sums over all."""
+        return self._processes.sum(sums) if self.by_rows else sums
+
+    def over_vectors(self, sums: Tensor) -> Tensor:
+        """Sums over this process's vectors to sums over all."""
+        return self._processes.sum(sums) if self._samples == 0 else sums
+
+    def over_entries(self, sums: Tensor) -> Tensor:
+        """Sums over this process's entries of each vector to sums over all."""
+        return self._processes.sum(sums) if self._samples == 1 else sums
+
+    def gradients(self, grads: Sequence[Tensor], of_vectors: int) -> list[Tensor]:
+        """Incoming gradients summed over processes, of one of them what belongs to its vectors."""
+        totals = [self._processes.sum(grad) for grad in grads]
+        if self._samples == 0:
+            at = self._processes.own(totals[of_vectors].shape[-1] // self._processes.count)
+            totals[of_vectors] = totals[of_vectors][..., at]
+        return totals
 
 
-def _pieces(x: Tensor) -> Iterator[tuple[slice, slice]]:
-    if _own(x):
-        return ((slice(None), entries) for entries in pieces(x, 1))
-    return ((vectors, slice(None)) for vectors in pieces(x, 0))
+def _all(side: _Side, view: Vectors) -> Vectors:
+    factor, curvature = side.per_vector(view.factor), side.per_vector(view.curvature)
+    return Vectors(side.all(view.x), view.shift, factor, curvature)
 
 
-def _add_gram(gram: Tensor, a: Tensor, own: bool) -> None:
-    gram.addmm_(a, a.T) if own else gram.addmm_(a.T, a)
-
-
-def _square(x: Tensor) -> Tensor:
-    return x.new_zeros((min(x.shape),) * 2)
-
-
-def _product(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    """``a @ b`` in the memory layout of ``like``: dimensions are rows of a transposed view."""
-    return a @ b if like.is_contiguous() else (b.T @ a.T).T
+def _with_all(
+    side: _Side, view: Vectors, others: Vectors, at: tuple[slice, slice]
+) -> tuple[Tensor, Tensor]:
+    """A piece of this process's vectors, and that of those they are multiplied with."""
+    a = view.piece(at)
+    return a, others.piece(at) if side.by_rows else a
 
 
 class OffDiagonalCross(Function):
@@ -50,114 +136,147 @@ class OffDiagonalCross(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x1: Tensor, x2: Tensor, *normalization: Tensor | None
+        ctx: Any,
+        samples: int,
+        processes: Processes,
+        x1: Tensor,
+        x2: Tensor,
+        *normalization: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
+        side = _Side(x1, samples, processes)
         view1 = Vectors(x1, *normalization[:3])  # type: ignore[arg-type]
         view2 = Vectors(x2, *normalization[3:])  # type: ignore[arg-type]
-        own, grams = _own(x1), [_square(x1)] if _own(x1) else [_square(x1), _square(x1)]
+        all1, all2 = _all(side, view1), _all(side, view2)
+        grams = [side.zeros(x1)] if side.own else [side.zeros(x1), side.zeros(x1)]
         products = x1.new_empty(len(x1))
-        for at in _pieces(x1):
-            a, b = view1.piece(at), view2.piece(at)
-            if own:
-                grams[0].addmm_(a, b.T)
+        for at in side.pieces(x1):
+            a, all_a = _with_all(side, view1, all1, at)
+            b, all_b = _with_all(side, view2, all2, at)
+            if side.own:
+                side.add(grams[0], a, all_b)
             else:  # ||a b^T||_F^2 = <a^T a, b^T b>
-                _add_gram(grams[0], a, own)
-                _add_gram(grams[1], b, own)
+                side.add(grams[0], a, all_a)
+                side.add(grams[1], b, all_b)
                 products[at[0]] = (a * b).sum(dim=1)
-        if own:
-            products = grams[0].diagonal().clone()
-            value = grams[0].fill_diagonal_(0).square().sum()
+        grams = [side.total(gram) for gram in grams]
+        if side.own:
+            products = side.diagonal(grams[0]).clone()
+            side.diagonal(grams[0]).zero_()
+            value = side.over_rows(grams[0].square().sum())
         else:
-            value = (grams[0] * grams[1]).sum() - products.square().sum()
-        ctx.save_for_backward(*view1, *view2, products, *grams)
-        return value, products.clone()
+            products = side.over_entries(products)
+            value = side.over_rows((grams[0] * grams[1]).sum())
+            value -= side.over_vectors(products.square().sum())
+        ctx.save_for_backward(*view1, *view2, *all1, *all2, products, *grams)
+        ctx.samples, ctx.processes = samples, processes
+        return value, side.per_vector(products.clone())
 
     @staticmethod
     @first_derivative
-    def backward(ctx: Any, grad_value: Tensor, grad_products: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        view1, view2, products, grams = (
-            Vectors(*saved[:4]),
-            Vectors(*saved[4:8]),
-            saved[8],
-            saved[9:],
-        )
+        view1, view2, all1, all2 = (Vectors(*saved[4 * i : 4 * i + 4]) for i in range(4))
+        products, *grams = saved[16:]
+        side = _Side(view1.x, ctx.samples, ctx.processes)
+        grad_value, grad_products = side.gradients(grads, of_vectors=1)
         grad1, grad2 = torch.empty_like(view1.x), torch.empty_like(view2.x)
         weights = [2 * grad_value * gram for gram in grams]
-        if _own(view1.x):
-            weights[0].diagonal().copy_(grad_products)
+        if side.own:
+            side.diagonal(weights[0]).copy_(grad_products)
             both = 2 * grad_value * grams[0].square()
-            both.diagonal().copy_(grad_products * products)
-            along1, along2 = both.sum(dim=1, keepdim=True), both.sum(dim=0)[:, None]
-            for at in _pieces(view1.x):
-                a, b = view1.piece(at), view2.piece(at)
-                grad1[at] = view1.gradient(_product(weights[0], b, a), a, along1, at)
-                grad2[at] = view2.gradient(_product(weights[0].T, a, b), b, along2, at)
+            side.diagonal(both).copy_(grad_products * products)
+            along1 = both.sum(dim=1, keepdim=True)
+            along2 = side.over_rows(both.sum(dim=0))[side.columns, None]
+            transposed = side.transposed(weights[0])
+            for at in side.pieces(view1.x):
+                a, all_a = _with_all(side, view1, all1, at)
+                b, all_b = _with_all(side, view2, all2, at)
+                grad1[at] = view1.gradient(side.times(weights[0], all_b, a), a, along1, at)
+                grad2[at] = view2.gradient(side.times(transposed, all_a, b), b, along2, at)
         else:
             on_products = (grad_products - 2 * grad_value * products)[:, None]
-            for at in _pieces(view1.x):
-                a, b, on = view1.piece(at), view2.piece(at), on_products[at[0]]
-                grad_a = _product(a, weights[1], a).addcmul_(b, on)
-                grad_b = _product(b, weights[0], b).addcmul_(a, on)
-                grad1[at] = view1.gradient(grad_a, a, (grad_a * a).sum(dim=1, keepdim=True), at)
-                grad2[at] = view2.gradient(grad_b, b, (grad_b * b).sum(dim=1, keepdim=True), at)
-        return grad1, grad2, *(None,) * 6
+            for at in side.pieces(view1.x):
+                a, all_a = _with_all(side, view1, all1, at)
+                b, all_b = _with_all(side, view2, all2, at)
+                on = on_products[at[0]]
+                grad_a = side.times(weights[1], all_a, a).addcmul_(b, on)
+                grad_b = side.times(weights[0], all_b, b).addcmul_(a, on)
+                along1, along2 = (
+                    side.over_entries((grad * v).sum(dim=1, keepdim=True))
+                    for grad, v in ((grad_a, a), (grad_b, b))
+                )
+                grad1[at] = view1.gradient(grad_a, a, along1, at)
+                grad2[at] = view2.gradient(grad_b, b, along2, at)
+        return None, None, grad1, grad2, *(None,) * 6
 
 
 class HalfLogDets(Function):
-    """``a, b -> (the products a_i . b_i, logdet(I + scale a a^T) / 2, that of b)``."""
+    """``a, b -> (the products a_i . b_i, logdet(I + scale a a^T) / 2, that of b)`` of samples.
+
+    Processes share the products; the small matrix is factorised by each of them.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x1: Tensor, x2: Tensor, scale: float, *normalization: Tensor
+        ctx: Any,
+        scale: float,
+        processes: Processes,
+        x1: Tensor,
+        x2: Tensor,
+        *normalization: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        side = _Side(x1, 0, processes)
         views = Vectors(x1, *normalization[:3]), Vectors(x2, *normalization[3:])
-        own, matrices = _own(x1), (_square(x1), _square(x1))
+        alls = [_all(side, view) for view in views]
+        matrices = (side.zeros(x1), side.zeros(x1))
         products = x1.new_zeros(len(x1))
-        for at in _pieces(x1):
-            a, b = views[0].piece(at), views[1].piece(at)
+        for at in side.pieces(x1):
+            a, all_a = _with_all(side, views[0], alls[0], at)
+            b, all_b = _with_all(side, views[1], alls[1], at)
             products[at[0]] += (a * b).sum(dim=1)
-            for matrix, vectors in zip(matrices, (a, b), strict=True):
-                _add_gram(matrix, vectors, own)
+            side.add(matrices[0], a, all_a)
+            side.add(matrices[1], b, all_b)
         factors = []
-        for matrix in matrices:
+        for gram in matrices:
+            matrix = side.complete(side.total(gram))
             matrix.mul_(scale).diagonal().add_(1)
             # `cholesky` would synchronise with the device to raise: a failure is a NaN instead.
             factor, info = torch.linalg.cholesky_ex(matrix)
             factor.diagonal().masked_fill_(info != 0, torch.nan)
             factors.append(factor)
-        ctx.save_for_backward(*views[0], *views[1], products, *factors)
-        ctx.scale = scale
+        ctx.save_for_backward(*views[0], *views[1], *alls[0], *alls[1], products, *factors)
+        ctx.scale, ctx.processes = scale, processes
         rates = [factor.diagonal().log().sum() for factor in factors]
-        return products.clone(), rates[0], rates[1]
+        return side.per_vector(products.clone()), rates[0], rates[1]
 
     @staticmethod
     @first_derivative
-    def backward(ctx: Any, grad_products: Tensor, *grad_rates: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        views, products, factors = (Vectors(*saved[:4]), Vectors(*saved[4:8])), saved[8], saved[9:]
-        grads = [torch.empty_like(view.x) for view in views]
+        view1, view2, all1, all2 = (Vectors(*saved[4 * i : 4 * i + 4]) for i in range(4))
+        products, *factors = saved[16:]
+        side = _Side(view1.x, 0, ctx.processes)
+        grad_products, *grad_rates = side.gradients(grads, of_vectors=0)
+        results = [torch.empty_like(view1.x), torch.empty_like(view2.x)]
         # The gradient of the half log-determinant is scale (I + scale a a^T)^-1 a.
-        inverses = [torch.cholesky_inverse(factor) for factor in factors]
+        inverses = [torch.cholesky_inverse(factor)[side.columns] for factor in factors]
         weights = [ctx.scale * g * m for g, m in zip(grad_rates, inverses, strict=True)]
-        on = grad_products[:, None]
-        own, alongs = _own(views[0].x), []
-        if own:  # pieces have no whole vectors: scale a . (I + scale a a^T)^-1 a from the inverse
+        on, alongs = grad_products[:, None], []
+        if side.own:  # pieces have no whole vectors: scale a . (I + scale a a^T)^-1 a instead
             alongs = [
-                (g * (1 - m.diagonal()) + grad_products * products)[:, None]
+                (g * (1 - side.diagonal(m)) + grad_products * products)[:, None]
                 for g, m in zip(grad_rates, inverses, strict=True)
             ]
-        for at in _pieces(views[0].x):
-            a, b = views[0].piece(at), views[1].piece(at)
-            for i, (mine, other) in enumerate(((a, b), (b, a))):
-                if own:
-                    grad = _product(weights[i], mine, mine).addcmul_(other, on)
-                    along = alongs[i]
-                else:
-                    grad = _product(mine, weights[i], mine).addcmul_(other, on[at[0]])
-                    along = (grad * mine).sum(dim=1, keepdim=True)
-                grads[i][at] = views[i].gradient(grad, mine, along, at)
-        return *grads, None, *(None,) * 6
+        for at in side.pieces(view1.x):
+            a, all_a = _with_all(side, view1, all1, at)
+            b, all_b = _with_all(side, view2, all2, at)
+            for i, (view, mine, others, partner) in enumerate(
+                ((view1, a, all_a, b), (view2, b, all_b, a))
+            ):
+                grad = side.times(weights[i], others, mine).addcmul_(partner, on[at[0]])
+                along = alongs[i] if side.own else (grad * mine).sum(dim=1, keepdim=True)
+                results[i][at] = view.gradient(grad, mine, along, at)
+        return None, None, *results, *(None,) * 6
 
 
 class CenteredViews(Function):
@@ -169,54 +288,76 @@ class CenteredViews(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x1: Tensor, x2: Tensor, factor: float | None
+        ctx: Any,
+        factor: float | None,
+        samples: int,
+        processes: Processes,
+        x1: Tensor,
+        x2: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        side = _Side(x1, samples, processes)
         means = torch.stack([x.mean(dim=1, keepdim=True) for x in (x1, x2)])
-        grams = x1.new_zeros(2, *_square(x1).shape)
+        if samples == 1:  # as many on every process
+            means = processes.sum(means) / processes.count
+        alls = [(side.all(x), side.per_vector(m)) for x, m in zip((x1, x2), means, strict=True)]
+        grams = [side.zeros(x1), side.zeros(x1)]
         norms = x1.new_zeros(2, len(x1))
         distance = x1.new_zeros(())
-        for at in _pieces(x1):
+        for at in side.pieces(x1):
             distance += (x1[at] - x2[at]).square_().sum()
-            for x, mean, gram, norm in zip((x1, x2), means, grams, norms, strict=True):
-                a = x[at] - mean[at[0]]
-                _add_gram(gram, a, _own(x1))
-                norm[at[0]] += a.square_().sum(dim=1)
-        diagonals = grams.diagonal(dim1=1, dim2=2)
-        if not _own(x1):  # theorem 3.3; the other side's diagonal are the vectors' fourth norms
-            penalties = grams.square().sum(dim=(1, 2)) - norms.square().sum(dim=1)
-            slopes = 4 * grams
-        elif factor is None:
-            diagonals.zero_()
-            penalties, slopes = grams.square().sum(dim=(1, 2)), 4 * grams
-        else:
-            diagonals.fill_(-torch.inf)
-            logits = grams.mul_(factor)
-            lse = logits.logsumexp(dim=2)
-            softmax = (logits - lse[:, :, None]).exp_()
-            penalties, slopes = lse.sum(dim=1), factor * (softmax + softmax.mT)
-        ctx.save_for_backward(x1, x2, means, slopes, norms)
-        return distance, norms.clone(), penalties
+            for i, x in enumerate((x1, x2)):
+                a = shifted(x, means[i], at)
+                side.add(grams[i], a, shifted(*alls[i], at) if side.by_rows else a)
+                norms[i, at[0]] += a.square_().sum(dim=1)
+        grams = [side.total(gram) for gram in grams]
+        norms = side.over_entries(norms)
+        penalties, slopes = zip(*(_penalty(side, gram, factor) for gram in grams), strict=True)
+        penalties = torch.stack(penalties)
+        if not side.own:  # theorem 3.3; the other side's diagonal are the vectors' fourth norms
+            penalties -= side.over_vectors(norms.square().sum(dim=1))
+        ctx.save_for_backward(x1, x2, means, norms, *slopes, *alls[0], *alls[1])
+        ctx.samples, ctx.processes = samples, processes
+        return processes.sum(distance), side.per_vector(norms.T).T.clone(), penalties
 
     @staticmethod
     @first_derivative
-    def backward(
-        ctx: Any, grad_distance: Tensor, grad_norms: Tensor, grad_penalties: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        x1, x2, means, slopes, norms = ctx.saved_tensors
-        own, grads = _own(x1), (torch.empty_like(x1), torch.empty_like(x2))
-        weights = grad_penalties[:, None, None] * slopes
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x1, x2, means, norms, *saved = ctx.saved_tensors
+        slopes, alls = saved[:2], (saved[2:4], saved[4:])
+        side = _Side(x1, ctx.samples, ctx.processes)
+        grad_distance, grad_norms, grad_penalties = side.gradients(grads, of_vectors=1)
+        results = torch.empty_like(x1), torch.empty_like(x2)
+        weights = [grad * slope for grad, slope in zip(grad_penalties, slopes, strict=True)]
         on_norms = 2 * grad_norms
-        if own:
-            weights.diagonal(dim1=1, dim2=2).copy_(on_norms)
+        if side.own:
+            for matrix, on in zip(weights, on_norms, strict=True):
+                side.diagonal(matrix).copy_(on)
         else:
             on_norms = on_norms - 4 * grad_penalties[:, None] * norms
-        for at in _pieces(x1):
+        for at in side.pieces(x1):
             difference = (x1[at] - x2[at]).mul_(2 * grad_distance)
             for i, x in enumerate((x1, x2)):
-                a = x[at] - means[i][at[0]]
-                if own:
-                    grad = _product(weights[i], a, a)
-                else:
-                    grad = _product(a, weights[i], a).addcmul_(a, on_norms[i][at[0], None])
-                grads[i][at] = grad.add_(difference) if i == 0 else grad.sub_(difference)
-        return *grads, None
+                a = shifted(x, means[i], at)
+                others = shifted(*alls[i], at) if side.by_rows else a
+                grad = side.times(weights[i], others, a)
+                if not side.own:
+                    grad.addcmul_(a, on_norms[i][at[0], None])
+                results[i][at] = grad.add_(difference) if i == 0 else grad.sub_(difference)
+        return None, None, None, *results
+
+
+def _penalty(side: _Side, gram: Tensor, factor: float | None) -> tuple[Tensor, Tensor]:
+    """Sum of a function of the matrix's entries, and its derivative in the gram's vectors.
+
+    On the other side nothing is taken off the diagonal.
+    """
+    if not side.own:
+        return side.over_rows(gram.square().sum()), 4 * gram
+    if factor is None:
+        side.diagonal(gram).zero_()
+        return side.over_rows(gram.square().sum()), 4 * gram
+    side.diagonal(gram).fill_(-torch.inf)
+    logits = gram.mul_(factor)
+    lse = logits.logsumexp(dim=1)
+    softmax = (logits - lse[:, None]).exp_()
+    return side.over_rows(lse.sum()), factor * (softmax + side.transposed(softmax))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from duality_ssl.distributed import ALONE, Processes
 from duality_ssl.functional._products import first_derivative, pieces
 
 
@@ -23,7 +24,7 @@ class Vectors(NamedTuple):
 
     def piece(self, at: tuple[slice, slice]) -> Tensor:
         """The normalised entries at an index of two slices, a tensor of the caller's own."""
-        return _shifted(self.x, self.shift, at) * self.factor[at[0]]
+        return shifted(self.x, self.shift, at) * self.factor[at[0]]
 
     def gradient(self, grad: Tensor, a: Tensor, along: Tensor, at: tuple[slice, slice]) -> Tensor:
         """Turn the gradient in a piece into that in ``x``, in place and but for the shift.
@@ -38,7 +39,8 @@ class Vectors(NamedTuple):
         return grad.mul_(self.factor[at[0]])
 
 
-def _shifted(x: Tensor, shift: Tensor | None, at: tuple[slice, slice]) -> Tensor:
+def shifted(x: Tensor, shift: Tensor | None, at: tuple[slice, slice]) -> Tensor:
+    """A piece of ``x`` less its part of the shift."""
     return x[at] if shift is None else x[at] - shift.expand_as(x)[at]
 
 
@@ -53,18 +55,20 @@ def of_length(
     shift: Tensor | None,
     shortest: Tensor | float,
     otherwise: float = 0.0,
+    processes: Processes = ALONE,
 ) -> Vectors:
     """Vectors less their shift, brought to one length.
 
     A vector of norm ``shortest`` or less has the factor ``otherwise``: 0 makes both the vector and
     its gradient zero, where an epsilon in the denominator would divide the gradient by epsilon.
+    ``processes`` are those that have the other entries of the vectors.
     """
     norms = x.new_zeros(len(x), 1)
     along = 0 if x.is_contiguous() else 1  # memory is read in its own order
     for piece in pieces(x, along):
         at = (slice(None), piece) if along else (piece, slice(None))
-        norms[at[0]] += _shifted(x, shift, at).square().sum(dim=1, keepdim=True)
-    norms.sqrt_()
+        norms[at[0]] += shifted(x, shift, at).square().sum(dim=1, keepdim=True)
+    norms = processes.sum(norms).sqrt_()
     longer = norms > shortest
     return Vectors(x, shift, torch.where(longer, length / norms, otherwise), longer / length**2)
 

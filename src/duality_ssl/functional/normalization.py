@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from duality_ssl.distributed import ALONE, Processes
 from duality_ssl.functional._products import full_precision
 from duality_ssl.functional._vectors import Normalize, Vectors, of_length
 
@@ -35,10 +36,11 @@ def unit_centered_rows(z: Tensor, length: float) -> Vectors:
     return of_length(z, length, mean[None], torch.linalg.vector_norm(_noise(mean)))
 
 
-def unit_columns(z: Tensor, length: float = 1.0) -> Vectors:
+def unit_columns(z: Tensor, length: float = 1.0, processes: Processes = ALONE) -> Vectors:
     """Centred columns of one length, the rows of ``z.T``; see :func:`standardize_columns`."""
-    mean = z.mean(dim=0)[:, None]
-    return of_length(z.T, length, mean, _noise(mean) * len(z) ** 0.5)
+    mean = processes.sum(z.mean(dim=0)[:, None]) / processes.count
+    shortest = _noise(mean) * (len(z) * processes.count) ** 0.5
+    return of_length(z.T, length, mean, shortest, processes=processes)
 
 
 def rows_in_ball(z: Tensor, radius: float) -> Vectors:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from duality_ssl.distributed import ALONE, Processes
 from duality_ssl.functional._logsumexp import LogSumExps
 from duality_ssl.functional._pairs import CenteredViews, HalfLogDets, OffDiagonalCross
 from duality_ssl.functional._products import dimension_gram, full_precision
@@ -45,6 +46,7 @@ def contrast_logits(
     length: float = 1.0,
     similarity: Similarity = "cosine",
     normalization: Normalization = "embeddings",
+    processes: Processes = ALONE,
 ) -> tuple[Tensor, Tensor]:
     r"""Logit of each positive pair, and the log-sum-exp of each sample's negatives in both views.
 
@@ -58,12 +60,14 @@ def contrast_logits(
         normalization: ``embeddings`` scales rows, see :func:`normalize_rows`; ``centered`` centres
             dimensions before, see :func:`normalize_centered_rows`; ``standardized`` scales
             dimensions to ``length`` times :math:`\sqrt{N/D}`, see :func:`standardize_columns`.
+        processes: Those who have the batch's other rows; they share the tiles.
 
     Returns:
         Logits of shape ``(N,)``, and the log-sum-exp over the ``2 N - 2`` others, without itself
         and its partner, of the rows of ``z1`` and of ``z2``, shape ``(2, N)``. Computed in tiles:
         from about ``N = 2900`` on memory grows with N, not with its square.
     """
+    z1, z2 = processes.gather(z1), processes.gather(z2)
     n, d = z1.shape
     views: list[tuple[Tensor, Tensor, Tensor]]
     if normalization == "embeddings":  # in the products, without a matrix of its own
@@ -73,7 +77,7 @@ def contrast_logits(
         views = [_scaled(normalize_centered_rows(z, length)) for z in (z1, z2)]
     else:
         views = [_scaled(standardize_columns(z, length * (n / d) ** 0.5)) for z in (z1, z2)]
-    result: tuple[Tensor, Tensor] = LogSumExps.apply(similarity, *views[0], *views[1])
+    result: tuple[Tensor, Tensor] = LogSumExps.apply(similarity, processes, *views[0], *views[1])
     return result
 
 
@@ -95,7 +99,11 @@ def variance_hinge(variance: Tensor) -> Tensor:
 
 @full_precision
 def regularized_views(
-    z1: Tensor, z2: Tensor, dim: int = 0, temperature: float | None = None
+    z1: Tensor,
+    z2: Tensor,
+    dim: int = 0,
+    temperature: float | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Invariance, variances and covariance penalties of two views, in one pass (VICReg, eq. 10).
 
@@ -108,22 +116,36 @@ def regularized_views(
         temperature: None for :math:`\frac1K\sum_{i \ne j} C_{ij}^2`, computed on the smaller side;
             :math:`\tau` for :math:`\frac1K\sum_i\log\sum_{j \ne i} e^{C_{ij}/\tau}`, in tiles
             of C: an exponential has no second side.
+        processes: Those who have the batch's other rows.
 
     Returns:
         The mean squared difference of the views over N and D, a scalar; the unbiased variances of
         both views' vectors, shape ``(2, K)``; the penalty of each view, shape ``(2,)``, divided by
         K as in VICReg's released code, not by ``K (K - 1)``.
     """
-    x1, x2 = (z1.T, z2.T) if dim == 0 else (z1, z2)
-    vectors, entries = x1.shape
+    n, d = len(z1) * processes.count, z1.shape[1]
+    vectors, entries = (d, n) if dim == 0 else (n, d)
     factor = None if temperature is None else 1 / ((entries - 1) * temperature)
-    if factor is None or vectors <= entries:
-        distance, norms, penalties = CenteredViews.apply(x1, x2, factor)
-        scale = vectors * (1 if factor else (entries - 1) ** 2)
-        return distance / z1.numel(), norms / (entries - 1), penalties / scale
+    if factor is not None and vectors > entries:
+        return _exponential_tiles(
+            processes.gather(z1), processes.gather(z2), dim, factor, processes
+        )
+    x1, x2 = (z1.T, z2.T) if dim == 0 else (z1, z2)
+    distance, norms, penalties = CenteredViews.apply(factor, 1 - dim, processes, x1, x2)
+    scale = vectors * (1 if factor else (entries - 1) ** 2)
+    return distance / (n * d), norms / (entries - 1), penalties / scale
+
+
+def _exponential_tiles(
+    z1: Tensor, z2: Tensor, dim: int, factor: float, processes: Processes
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`regularized_views` of all rows with more vectors than entries, and a temperature."""
+    x1, x2 = (z1.T, z2.T) if dim == 0 else (z1, z2)
     centred = [x - x.mean(dim=1, keepdim=True) for x in (x1, x2)]
-    variances = torch.stack([c.square().sum(dim=1) for c in centred]) / (entries - 1)
-    lse = [LogSumExps.apply("cosine", *_scaled(c * factor**0.5))[1].mean() for c in centred]
+    variances = torch.stack([c.square().sum(dim=1) for c in centred]) / (x1.shape[1] - 1)
+    lse = [
+        LogSumExps.apply("cosine", processes, *_scaled(c * factor**0.5))[1].mean() for c in centred
+    ]
     return mse_loss(z1, z2), variances, torch.stack(lse)
 
 
@@ -146,8 +168,12 @@ def squared_covariance(z: Tensor) -> Tensor:
     return dimension_gram(centered(z))[0] / ((n - 1) ** 2 * d)
 
 
-def _cross(x1: Tensor, x2: Tensor, view1: Vectors, view2: Vectors) -> tuple[Tensor, Tensor]:
-    result: tuple[Tensor, Tensor] = OffDiagonalCross.apply(x1, x2, *view1[1:], *view2[1:])
+def _cross(
+    x1: Tensor, x2: Tensor, view1: Vectors, view2: Vectors, samples: int, processes: Processes
+) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = OffDiagonalCross.apply(
+        samples, processes, x1, x2, *view1[1:], *view2[1:]
+    )
     return result
 
 
@@ -164,46 +190,61 @@ def cross_gram(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         :math:`\|a b^\top\|_F^2 = \langle a^\top a, b^\top b\rangle`, and the products
         :math:`a_i \cdot b_i` of shape ``(N,)``.
     """
-    return _cross(a, b, as_they_are(a), as_they_are(b))
+    return _cross(a, b, as_they_are(a), as_they_are(b), 0, ALONE)
 
 
 @full_precision
-def cross_gram_in_ball(z1: Tensor, z2: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+def cross_gram_in_ball(
+    z1: Tensor, z2: Tensor, radius: float, processes: Processes = ALONE
+) -> tuple[Tensor, Tensor]:
     """:func:`cross_gram` of the views' rows, those longer than ``radius`` shortened to it.
 
     Args:
         z1: Embeddings of the first view, shape ``(N, D)``.
         z2: Embeddings of the second view, shape ``(N, D)``.
         radius: Radius of the ball, positive; see :func:`project_to_ball`.
+        processes: Those who have the batch's other rows.
 
     Returns:
         The scalar and the products of shape ``(N,)``.
     """
-    return _cross(z1, z2, rows_in_ball(z1.detach(), radius), rows_in_ball(z2.detach(), radius))
+    views = [rows_in_ball(z.detach(), radius) for z in (z1, z2)]
+    return _cross(z1, z2, views[0], views[1], 0, processes)
 
 
 @full_precision
-def cross_correlation(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+def cross_correlation(
+    z1: Tensor, z2: Tensor, processes: Processes = ALONE
+) -> tuple[Tensor, Tensor]:
     r"""Correlations :math:`X_{ij}` of dimension i in one view with j in the other (Barlow Twins).
 
     Args:
         z1: Embeddings of the first view, shape ``(N, D)``; standardised here, see
             :func:`standardize_columns`.
         z2: Embeddings of the second view, shape ``(N, D)``.
+        processes: Those who have the batch's other rows.
 
     Returns:
         The scalar :math:`\sum_{i \ne j} X_{ij}^2`, computed on the smaller side, and the diagonal
         :math:`X_{jj}` of shape ``(D,)``.
     """
-    return _cross(z1.T, z2.T, unit_columns(z1.detach()), unit_columns(z2.detach()))
+    views = [unit_columns(z.detach(), processes=processes) for z in (z1, z2)]
+    return _cross(z1.T, z2.T, views[0], views[1], 1, processes)
 
 
 def _rates(
-    z1: Tensor, z2: Tensor, distortion: float, view1: Vectors, view2: Vectors
+    z1: Tensor,
+    z2: Tensor,
+    distortion: float,
+    view1: Vectors,
+    view2: Vectors,
+    processes: Processes,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    n, d = z1.shape
+    n, d = len(z1) * processes.count, z1.shape[1]
     scale = d / (n * distortion)
-    result: tuple[Tensor, Tensor, Tensor] = HalfLogDets.apply(z1, z2, scale, *view1[1:], *view2[1:])
+    result: tuple[Tensor, Tensor, Tensor] = HalfLogDets.apply(
+        scale, processes, z1, z2, *view1[1:], *view2[1:]
+    )
     return result
 
 
@@ -224,12 +265,12 @@ def coding_rate(z: Tensor, distortion: float) -> Tensor:
     Reference: Yu et al., *Learning Diverse and Discriminative Representations via the Principle of
     Maximal Coding Rate Reduction*, NeurIPS 2020, section 2.1, https://arxiv.org/abs/2006.08558
     """
-    return _rates(z, z.detach(), distortion, as_they_are(z), as_they_are(z))[1]
+    return _rates(z, z.detach(), distortion, as_they_are(z), as_they_are(z), ALONE)[1]
 
 
 @full_precision
 def cosines_and_coding_rates(
-    z1: Tensor, z2: Tensor, distortion: float
+    z1: Tensor, z2: Tensor, distortion: float, processes: Processes = ALONE
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cosine of each positive pair, and the coding rate of each view's unit rows (TCR).
 
@@ -237,11 +278,13 @@ def cosines_and_coding_rates(
         z1: Embeddings of the first view, shape ``(N, D)``.
         z2: Embeddings of the second view, shape ``(N, D)``.
         distortion: As in :func:`coding_rate`.
+        processes: Those who have the batch's other rows; each factorises both small matrices.
 
     Returns:
         Cosines of shape ``(N,)``, and two scalars in nats.
     """
-    return _rates(z1, z2, distortion, unit_rows(z1.detach()), unit_rows(z2.detach()))
+    view1, view2 = unit_rows(z1.detach()), unit_rows(z2.detach())
+    return _rates(z1, z2, distortion, view1, view2, processes)
 
 
 @torch.no_grad()
