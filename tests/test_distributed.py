@@ -194,6 +194,20 @@ def test_processes_are_one(
         assert_one(result, expected, rtol_values, rtol_grads)
 
 
+def _compiled_step(name: str, dimensions: int) -> Result:
+    model = DistributedDataParallel(small_net(dimensions).double())
+    criterion, everyone = build(name), distributed.processes()
+    criterion.compile(backend="aot_eager")
+    return _step(model, lambda *z: criterion(*z, everyone), *map(mine, global_batch()))
+
+
+@pytest.mark.parametrize("name", ["VICReg", "BarlowTwins", "TCR", "SimCLR"])
+def test_compiled_processes_are_one(processes: Processes, name: str) -> None:
+    expected = _step(small_net(WIDE).double(), build(name), *global_batch())
+    for result in processes.run(_compiled_step, name, WIDE):
+        assert_one(result, expected, 1e-12, 1e-10)
+
+
 def _gradient_of_differing_losses(name: str, arguments: dict[str, Any], d: int) -> Tensor:
     z1, z2 = (mine(z).clone().requires_grad_() for z in global_batch(d))
     terms = build(name, arguments)(z1, z2, distributed.processes())

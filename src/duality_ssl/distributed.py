@@ -50,7 +50,7 @@ class Processes(NamedTuple):
     """
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
 
     def gather(self, z: Tensor) -> Tensor:
         r"""Concatenate the rows of all processes in rank order, with the exact gradient.
@@ -68,7 +68,7 @@ class Processes(NamedTuple):
             Shape ``(W N, ...)``; ``z`` itself with one process. With more it has a first derivative
             only: a second one is an error.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return z
         gathered: Tensor = _Gather.apply(z)
         return gathered
@@ -76,15 +76,15 @@ class Processes(NamedTuple):
     @torch.no_grad()
     def rows(self, x: Tensor) -> Tensor:
         """As :meth:`gather`, without gradient."""
-        if self.count == 1:
+        if self.world_size == 1:
             return x
-        gathered = x.new_empty(self.count * len(x), *x.shape[1:])
+        gathered = x.new_empty(self.world_size * len(x), *x.shape[1:])
         dist.all_gather_into_tensor(gathered, x.contiguous())
         return gathered
 
     def sum(self, x: Tensor) -> Tensor:
         """Sum over processes, without gradient; ``x`` itself with one process."""
-        return x if self.count == 1 else all_reduce_sum(x)
+        return x if self.world_size == 1 else all_reduce_sum(x)
 
     def own(self, rows: int) -> slice:
         """Where this process's ``rows`` are among all that are gathered."""

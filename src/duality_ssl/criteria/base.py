@@ -69,7 +69,7 @@ class Criterion(nn.Module, ABC):
             ValueError: If the views are not two floating-point tensors of one shape (N, D) and
                 dtype with enough rows and columns or, with ``check_finite``, have a NaN or Inf.
         """
-        check_views(z1, z2, self.min_dimensions, processes.count)
+        check_views(z1, z2, self.min_dimensions, processes.world_size)
         if self.check_finite:
             _check_finite(z1, z2)
         return full_precision(self.sharded_terms)(z1, z2, processes)

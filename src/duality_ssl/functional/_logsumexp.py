@@ -65,8 +65,8 @@ def _tiles(views: Sequence[Vectors], processes: Processes) -> list[_Tile]:
     """
     n = len(views[0].x)
     cuts = -(-n // (512 if views[0].x.device.type == "cpu" else 4096))
-    if processes.count > 1:  # so that each has as many tiles, on the diagonal and off it
-        multiple = 2 * processes.count // len(views)
+    if processes.world_size > 1:  # so that each has as many tiles, on the diagonal and off it
+        multiple = 2 * processes.world_size // len(views)
         cuts = min(n, -(-cuts // multiple) * multiple)
     edges = [n * cut // cuts for cut in range(cuts + 1)]
     parts = [
@@ -74,7 +74,7 @@ def _tiles(views: Sequence[Vectors], processes: Processes) -> list[_Tile]:
     ]
     on_diagonal = [_Tile(*part, *part) for part in parts]
     above = [_Tile(*row, *column) for row, column in itertools.combinations(parts, 2)]
-    return [*on_diagonal, *above][processes.rank :: processes.count]
+    return [*on_diagonal, *above][processes.rank :: processes.world_size]
 
 
 def _products(views: Sequence[Vectors], tile: _Tile) -> Tensor:
@@ -108,7 +108,7 @@ def logsumexps(
     x = views[0].x
     lse = x.new_full((len(views), len(x)), -torch.inf)
     partners = x.new_zeros(len(x))
-    keep = keep and lse.numel() ** 2 <= 2 * _KEPT * processes.count
+    keep = keep and lse.numel() ** 2 <= 2 * _KEPT * processes.world_size
     kept = []
     for tile in _tiles(views, processes):
         products = _products(views, tile)
@@ -120,7 +120,7 @@ def logsumexps(
             _add_exps(lse[tile.column_view, tile.columns], logits, 0)
         if keep:
             kept.append(products)
-    if processes.count > 1:
+    if processes.world_size > 1:
         lse = processes.rows(lse[None]).logsumexp(dim=0)
     return lse, processes.sum(partners), kept
 

@@ -15,7 +15,6 @@ the processes' (the adjoint, see :meth:`Processes.gather`), the one that comes o
 process's samples.
 """
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,108 +22,18 @@ from torch import Tensor
 from torch.autograd import Function
 
 from duality_ssl.distributed import Processes
-from duality_ssl.functional._products import first_derivative, pieces
+from duality_ssl.functional._products import first_derivative
+from duality_ssl.functional._side import Side
 from duality_ssl.functional._vectors import Vectors, shifted
 
 
-class _Side:
-    """The smaller side of the vectors, and what one process computes of its matrix.
-
-    Where it is the side of dimensions, that is the part that its own samples add to the whole, and
-    the matrix is sent; where it is that of samples, the rows of its own, and the embeddings are
-    sent. Either is the smaller thing to send, and 1/W of the multiplications.
-
-    Args:
-        x: This process's part of the vectors.
-        samples: Axis of ``x`` that samples lie on.
-        processes: Who has the others.
-    """
-
-    def __init__(self, x: Tensor, samples: int, processes: Processes) -> None:
-        shape = list(x.shape)
-        shape[samples] *= processes.count
-        self.own = shape[0] <= shape[1]
-        """Whether it is the vectors' own, ``K x K``."""
-        self.by_rows = processes.count > 1 and self.own == (samples == 0)
-        """Whether this process has rows of the matrix; else it has a part of the sum, or all."""
-        self.columns = processes.own(x.shape[samples]) if self.by_rows else slice(None)
-        """Where the rows that this process has are among the columns."""
-        self._samples, self._processes = samples, processes
-
-    def pieces(self, x: Tensor) -> Iterator[tuple[slice, slice]]:
-        """Where to cut ``x``: along the axis that is not this side's."""
-        if self.own:
-            return ((slice(None), entries) for entries in pieces(x, 1))
-        return ((vectors, slice(None)) for vectors in pieces(x, 0))
-
-    def zeros(self, x: Tensor) -> Tensor:
-        """An empty matrix: the rows that this process has."""
-        rows = x.shape[0 if self.own else 1]
-        return x.new_zeros(rows, rows * (self._processes.count if self.by_rows else 1))
-
-    def add(self, gram: Tensor, a: Tensor, b: Tensor) -> None:
-        """Add the products of a piece of this process's with the same piece of :meth:`all`."""
-        gram.addmm_(a, b.T) if self.own else gram.addmm_(a.T, b)
-
-    def times(self, weights: Tensor, b: Tensor, like: Tensor) -> Tensor:
-        """Gradient of :meth:`add` in ``a``, laid out as it is: dimensions are rows transposed."""
-        left, right = (weights, b) if self.own else (b, weights.T)
-        return left @ right if like.is_contiguous() else (right.T @ left.T).T
-
-    def all(self, x: Tensor) -> Tensor:
-        """The vectors that this process's are multiplied with."""
-        if not self.by_rows:
-            return x
-        return self._processes.rows(x) if self._samples == 0 else self._processes.rows(x.T).T
-
-    def per_vector(self, values: Tensor) -> Tensor:
-        """Values of this process's vectors to those of all."""
-        return self._processes.rows(values) if self._samples == 0 else values
-
-    def total(self, gram: Tensor) -> Tensor:
-        """Make the matrix of what :meth:`add` has added up."""
-        return gram if self.by_rows else self._processes.sum(gram)
-
-    def complete(self, gram: Tensor) -> Tensor:
-        """All rows of a matrix that :meth:`total` has made."""
-        return self._processes.rows(gram) if self.by_rows else gram
-
-    def transposed(self, gram: Tensor) -> Tensor:
-        """This process's rows of the transpose."""
-        return self.complete(gram)[:, self.columns].T
-
-    def diagonal(self, gram: Tensor) -> Tensor:
-        """This process's part of the diagonal, to be written to."""
-        return gram[:, self.columns].diagonal()
-
-    def over_rows(self, sums: Tensor) -> Tensor:
-        """Sums over this process's rows of the matrix to sums over all."""
-        return self._processes.sum(sums) if self.by_rows else sums
-
-    def over_vectors(self, sums: Tensor) -> Tensor:
-        """Sums over this process's vectors to sums over all."""
-        return self._processes.sum(sums) if self._samples == 0 else sums
-
-    def over_entries(self, sums: Tensor) -> Tensor:
-        """Sums over this process's entries of each vector to sums over all."""
-        return self._processes.sum(sums) if self._samples == 1 else sums
-
-    def gradients(self, grads: Sequence[Tensor], of_vectors: int) -> list[Tensor]:
-        """Incoming gradients summed over processes, of one of them what belongs to its vectors."""
-        totals = [self._processes.sum(grad) for grad in grads]
-        if self._samples == 0:
-            at = self._processes.own(totals[of_vectors].shape[-1] // self._processes.count)
-            totals[of_vectors] = totals[of_vectors][..., at]
-        return totals
-
-
-def _all(side: _Side, view: Vectors) -> Vectors:
+def _all(side: Side, view: Vectors) -> Vectors:
     factor, curvature = side.per_vector(view.factor), side.per_vector(view.curvature)
     return Vectors(side.all(view.x), view.shift, factor, curvature)
 
 
 def _with_all(
-    side: _Side, view: Vectors, others: Vectors, at: tuple[slice, slice]
+    side: Side, view: Vectors, others: Vectors, at: tuple[slice, slice]
 ) -> tuple[Tensor, Tensor]:
     """A piece of this process's vectors, and that of those they are multiplied with."""
     a = view.piece(at)
@@ -143,7 +52,7 @@ class OffDiagonalCross(Function):
         x2: Tensor,
         *normalization: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        side = _Side(x1, samples, processes)
+        side = Side(x1, samples, processes)
         view1 = Vectors(x1, *normalization[:3])  # type: ignore[arg-type]
         view2 = Vectors(x2, *normalization[3:])  # type: ignore[arg-type]
         all1, all2 = _all(side, view1), _all(side, view2)
@@ -177,7 +86,7 @@ class OffDiagonalCross(Function):
         saved = ctx.saved_tensors
         view1, view2, all1, all2 = (Vectors(*saved[4 * i : 4 * i + 4]) for i in range(4))
         products, *grams = saved[16:]
-        side = _Side(view1.x, ctx.samples, ctx.processes)
+        side = Side(view1.x, ctx.samples, ctx.processes)
         grad_value, grad_products = side.gradients(grads, of_vectors=1)
         grad1, grad2 = torch.empty_like(view1.x), torch.empty_like(view2.x)
         weights = [2 * grad_value * gram for gram in grams]
@@ -225,7 +134,7 @@ class HalfLogDets(Function):
         x2: Tensor,
         *normalization: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        side = _Side(x1, 0, processes)
+        side = Side(x1, 0, processes)
         views = Vectors(x1, *normalization[:3]), Vectors(x2, *normalization[3:])
         alls = [_all(side, view) for view in views]
         matrices = (side.zeros(x1), side.zeros(x1))
@@ -255,7 +164,7 @@ class HalfLogDets(Function):
         saved = ctx.saved_tensors
         view1, view2, all1, all2 = (Vectors(*saved[4 * i : 4 * i + 4]) for i in range(4))
         products, *factors = saved[16:]
-        side = _Side(view1.x, 0, ctx.processes)
+        side = Side(view1.x, 0, ctx.processes)
         grad_products, *grad_rates = side.gradients(grads, of_vectors=0)
         results = [torch.empty_like(view1.x), torch.empty_like(view2.x)]
         # The gradient of the half log-determinant is scale (I + scale a a^T)^-1 a.
@@ -295,10 +204,10 @@ class CenteredViews(Function):
         x1: Tensor,
         x2: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        side = _Side(x1, samples, processes)
+        side = Side(x1, samples, processes)
         means = torch.stack([x.mean(dim=1, keepdim=True) for x in (x1, x2)])
         if samples == 1:  # as many on every process
-            means = processes.sum(means) / processes.count
+            means = processes.sum(means) / processes.world_size
         alls = [(side.all(x), side.per_vector(m)) for x, m in zip((x1, x2), means, strict=True)]
         grams = [side.zeros(x1), side.zeros(x1)]
         norms = x1.new_zeros(2, len(x1))
@@ -311,8 +220,8 @@ class CenteredViews(Function):
                 norms[i, at[0]] += a.square_().sum(dim=1)
         grams = [side.total(gram) for gram in grams]
         norms = side.over_entries(norms)
-        penalties, slopes = zip(*(_penalty(side, gram, factor) for gram in grams), strict=True)
-        penalties = torch.stack(penalties)
+        sums, slopes = zip(*(_penalty(side, gram, factor) for gram in grams), strict=True)
+        penalties = torch.stack(sums)
         if not side.own:  # theorem 3.3; the other side's diagonal are the vectors' fourth norms
             penalties -= side.over_vectors(norms.square().sum(dim=1))
         ctx.save_for_backward(x1, x2, means, norms, *slopes, *alls[0], *alls[1])
@@ -323,8 +232,8 @@ class CenteredViews(Function):
     @first_derivative
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x1, x2, means, norms, *saved = ctx.saved_tensors
-        slopes, alls = saved[:2], (saved[2:4], saved[4:])
-        side = _Side(x1, ctx.samples, ctx.processes)
+        slopes, alls = saved[:2], ((saved[2], saved[3]), (saved[4], saved[5]))
+        side = Side(x1, ctx.samples, ctx.processes)
         grad_distance, grad_norms, grad_penalties = side.gradients(grads, of_vectors=1)
         results = torch.empty_like(x1), torch.empty_like(x2)
         weights = [grad * slope for grad, slope in zip(grad_penalties, slopes, strict=True)]
@@ -346,7 +255,7 @@ class CenteredViews(Function):
         return None, None, None, *results
 
 
-def _penalty(side: _Side, gram: Tensor, factor: float | None) -> tuple[Tensor, Tensor]:
+def _penalty(side: Side, gram: Tensor, factor: float | None) -> tuple[Tensor, Tensor]:
     """Sum of a function of the matrix's entries, and its derivative in the gram's vectors.
 
     On the other side nothing is taken off the diagonal.

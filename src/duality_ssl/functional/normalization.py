@@ -38,8 +38,8 @@ def unit_centered_rows(z: Tensor, length: float) -> Vectors:
 
 def unit_columns(z: Tensor, length: float = 1.0, processes: Processes = ALONE) -> Vectors:
     """Centred columns of one length, the rows of ``z.T``; see :func:`standardize_columns`."""
-    mean = processes.sum(z.mean(dim=0)[:, None]) / processes.count
-    shortest = _noise(mean) * (len(z) * processes.count) ** 0.5
+    mean = processes.sum(z.mean(dim=0)[:, None]) / processes.world_size
+    shortest = _noise(mean) * (len(z) * processes.world_size) ** 0.5
     return of_length(z.T, length, mean, shortest, processes=processes)
 
 

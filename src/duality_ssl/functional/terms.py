@@ -123,7 +123,7 @@ def regularized_views(
         both views' vectors, shape ``(2, K)``; the penalty of each view, shape ``(2,)``, divided by
         K as in VICReg's released code, not by ``K (K - 1)``.
     """
-    n, d = len(z1) * processes.count, z1.shape[1]
+    n, d = len(z1) * processes.world_size, z1.shape[1]
     vectors, entries = (d, n) if dim == 0 else (n, d)
     factor = None if temperature is None else 1 / ((entries - 1) * temperature)
     if factor is not None and vectors > entries:
@@ -240,7 +240,7 @@ def _rates(
     view2: Vectors,
     processes: Processes,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    n, d = len(z1) * processes.count, z1.shape[1]
+    n, d = len(z1) * processes.world_size, z1.shape[1]
     scale = d / (n * distortion)
     result: tuple[Tensor, Tensor, Tensor] = HalfLogDets.apply(
         scale, processes, z1, z2, *view1[1:], *view2[1:]
