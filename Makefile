@@ -5,11 +5,11 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 BENCHMARKS := criteria growth augmentation optimizers training startup
 
-.PHONY: help demo test lint fit results bench clean
+.PHONY: help demo test test-slow lint fit results bench clean
 .DEFAULT_GOAL := help
 
 help:  ## say what each target does
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 demo: .venv/installed  ## pretrain VICReg on the embedded digits, evaluate it, say what to look at
 	duality-ssl fit -c configs/data/digits.yaml --model VICReg --experiment demo
@@ -21,6 +21,9 @@ demo: .venv/installed  ## pretrain VICReg on the embedded digits, evaluate it, s
 
 test: .venv/developed  ## run the whole suite (ARGS=... goes to pytest)
 	pytest -n 2 --dist loadfile $(ARGS)
+
+test-slow: .venv/developed  ## kill and continue runs at KILLS=25 random moments, and at the worst ones
+	DUALITY_SSL_KILLS=$(or $(KILLS),25) pytest tests/test_crash.py $(ARGS)
 
 lint: .venv/developed  ## ruff and mypy
 	ruff check .

@@ -30,8 +30,13 @@ ALLOWED = {
     "evaluation": {"functional", "neighbours"},
     "data": {"distributed", "nearest"},
     "files": set(),
+    "loggers": {"files"},
     "runs": {"files"},
-    "callbacks": {*("functional", "distributed", "evaluation", "files", "neighbours", "weights")},
+    "checkpoint_io": {"files"},
+    "callbacks": {
+        *("data", "distributed", "evaluation", "files", "functional", "loggers", "neighbours"),
+        "weights",
+    },
     "batch_norm": {"distributed"},
     "strategy": {"distributed"},
     "methods": {
@@ -39,8 +44,8 @@ ALLOWED = {
         *("batch_norm", "imports", "strategy"),
     },
     "cli": {
-        *("callbacks", "config_files", "data", "imports", "memory", "messages", "methods", "runs"),
-        "strategy",
+        *("callbacks", "checkpoint_io", "config_files", "data", "imports", "loggers", "memory"),
+        *("messages", "methods", "runs", "strategy"),
     },
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from duality_ssl.data import SSLDataModule, View, ViewChanges, color, transforms
 from duality_ssl.data.augment import Augmentation, Draws, draw
+from duality_ssl.distributed import Processes
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0}  # the issue asks for 1e-3
 CPU = torch.device("cpu")
@@ -258,6 +259,19 @@ def test_autocast_does_not_reach_the_operations() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = augment.apply(x, draws)
     assert torch.equal(out, augment.apply(x, draws))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("cropped", [False, True], ids=["whole", "cropped"])
+def test_processes_augment_as_one(world: int, cropped: bool) -> None:
+    augment = Augmentation(View(solarize=0.3), 16, (0.5,) * 3, (0.2,) * 3)
+    x = (images(12, 3, 16, 16) * 255).to(torch.uint8)
+    expected = augment(x, generator(), cropped=cropped)
+    parts = [
+        augment(part, generator(), cropped=cropped, processes=Processes(rank, world))
+        for rank, part in enumerate(x.chunk(world))
+    ]
+    assert torch.equal(torch.cat(parts), expected)
 
 
 def test_draws_have_the_asked_probabilities_and_ranges() -> None:

@@ -217,7 +217,7 @@ def test_processes_share_the_one_process_order(
         seeds |= {request.seed for request in requests}
     joined = [list(itertools.chain(*parts)) for parts in zip(*shards, strict=True)]
     assert joined == single
-    assert len(seeds) == world * len(single)  # each process augments in its own way
+    assert len(seeds) == len(single)  # each process has its part of what is drawn for the batch
 
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:
@@ -448,10 +448,10 @@ def test_subset_without_labels_is_spread() -> None:
 @pytest.mark.parametrize(
     ("subset", "message"),
     [
-        (0, "1 to 1437 of 1437 images, but 0 is 0"),
-        (-5, "1 to 1437 of 1437 images, but -5 is -5"),
-        (1438, "1 to 1437 of 1437 images, but 1438 is 1438"),
-        (1e-5, "1 to 1437 of 1437 images, but 1e-05 is 0"),
+        (0, "1 to 1437 images, or a fraction that is, but got 0"),
+        (-5, "1 to 1437 images, or a fraction that is, but got -5"),
+        (1438, "1 to 1437 images, or a fraction that is, but got 1438"),
+        (1e-5, "1 to 1437 images, or a fraction that is, but got 1e-05"),
         (1.5, r"fractional `data.subset` to be in \(0, 1\], but got 1.5: write a count without"),
         (-0.5, r"\(0, 1\], but got -0.5"),
         (float("nan"), r"\(0, 1\], but got nan"),
@@ -480,13 +480,13 @@ def test_fewer_images_than_a_batch(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"source": "digit"}, "Unknown image source 'digit': did you mean digits"),
-        ({"probe_source": "cifar"}, "Unknown image source 'cifar': did you mean cifar10"),
+        ({"source": "digit"}, "Unknown image source 'digit'. Did you mean digits"),
+        ({"probe_source": "cifar"}, "Unknown image source 'cifar'. Did you mean cifar10"),
         ({"probe_source": "cifar10"}, "`data.probe_source` to be grey as `digits` is"),
-        ({"batch_size": 0}, "`data.batch_size` to be 1 or more, but got 0"),
-        ({"num_workers": -1}, "`data.num_workers` to be 0 or more, but got -1"),
-        ({"image_size": 0}, "`data.image_size` to be 1 or more, but got 0"),
-        ({"seed": -1}, "`data.seed` to be 0 or more, but got -1"),
+        ({"batch_size": 0}, "`data.batch_size` to be a whole number, 1 or more, but got 0"),
+        ({"num_workers": -1}, "`data.num_workers` to be a whole number, 0 or more, but got -1"),
+        ({"image_size": 0}, "`data.image_size` to be a whole number, 1 or more, but got 0"),
+        ({"seed": -1}, "`data.seed` to be a whole number, 0 or more, but got -1"),
         ({"on_bad_image": "ignore"}, "`data.on_bad_image` to be error or skip, but got 'ignore'"),
         ({"predict_split": "test"}, "`data.predict_split` to be train or val, but got 'test'"),
     ],

@@ -1,14 +1,12 @@
 """Gloo processes that hold different rows of a batch must be one process that holds all of it."""
 
-import multiprocessing
 from collections.abc import Callable, Iterator
-from multiprocessing.pool import Pool
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from gloo_processes import Processes, start_processes
 from test_criteria import VARIANTS, build
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -23,49 +21,16 @@ TALL, WIDE = 4, 40  # dimensions, fewer and more than there are rows in any of t
 PIECES = _products._CACHED, _logsumexp._KEPT
 
 
-def _join(address: str, ranks: Any, world: int) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=address, rank=ranks.get(), world_size=world)
-
-
-def _call(job: tuple[Callable[..., Any], tuple[Any, ...]]) -> tuple[int, Any]:
-    dist.barrier()  # one process cannot take both jobs
-    function, arguments = job
-    return dist.get_rank(), function(*arguments)
-
-
-class Processes:
-    """Processes that stay; ``run`` calls one function on all and returns by rank."""
-
-    def __init__(self, pool: Pool, world: int) -> None:
-        self.pool = pool
-        self.world = world
-
-    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        jobs = [(function, arguments)] * self.world
-        results = self.pool.map_async(_call, jobs, chunksize=1).get(timeout=120)
-        return [result for _, result in sorted(results, key=lambda pair: pair[0])]
-
-
-def _start(world: int, folder: Path) -> Iterator[Processes]:
-    context = multiprocessing.get_context("spawn")
-    ranks = context.SimpleQueue()
-    for rank in range(world):
-        ranks.put(rank)
-    with context.Pool(world, _join, ((folder / "rendezvous").as_uri(), ranks, world)) as pool:
-        yield Processes(pool, world)
-
-
 @pytest.fixture(scope="module", params=WORLDS, ids=lambda world: f"W{world}")
 def worlds(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Processes]:
-    yield from _start(request.param, tmp_path_factory.mktemp("group"))
+    yield from start_processes(request.param, tmp_path_factory.mktemp("group"))
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    yield from _start(2, tmp_path_factory.mktemp("group"))
+    yield from start_processes(2, tmp_path_factory.mktemp("group"))
 
 
 def global_batch(

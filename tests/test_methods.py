@@ -20,9 +20,7 @@ from duality_ssl.criteria import Criterion
 from duality_ssl.distributed import rank, world_size
 from duality_ssl.methods import JointEmbedding, SimCLR, VICReg
 
-METHODS = [
-    getattr(methods, name) for name in criteria.__all__ if name[0].isupper() and name != "Criterion"
-]
+METHODS = [getattr(methods, name) for name in criteria.__all__ if not name.endswith("Criterion")]
 SMALL: dict[str, Any] = {"backbone": "resnet_tiny", "projector": "32-16", "in_channels": 1}
 
 
@@ -284,8 +282,8 @@ def test_warmup_as_long_as_the_run_is_said() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"base_lr": -1}, "Expected `base_lr` to be at least 0, but got -1"),
-        ({"base_lr": math.nan}, "Expected `base_lr` to be at least 0, but got nan"),
+        ({"base_lr": -1}, "Expected `base_lr` to be finite and 0 or more, but got -1"),
+        ({"base_lr": math.nan}, "Expected `base_lr` to be finite and 0 or more, but got nan"),
         ({"weight_decay": -0.1}, "Expected `weight_decay`"),
         ({"warmup_epochs": -1}, "Expected `warmup_epochs`"),
         ({"final_lr_fraction": 2}, r"Expected `final_lr_fraction` in \[0, 1\], but got 2"),

@@ -129,69 +129,17 @@ def test_duality_monitor_logs_the_mean_over_views_and_its_turns(tmp_path: Path) 
         torch.testing.assert_close(run.callback_metrics[f"duality/{name}"], expected)
 
 
-def fit_guarded(folder: Path, guard: CollapseGuard, module: StubModule) -> tuple[list[str], int]:
-    run = trainer(folder, guard, epochs=5)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        run.fit(module, datamodule=StubData())
-    said = [str(w.message) for w in caught if "Try a lower learning rate" in str(w.message)]
-    return said, run.global_step
-
-
-def test_guard_is_silent_in_a_healthy_run(tmp_path: Path) -> None:
-    guard = CollapseGuard(action="stop", every_n_steps=1, patience=1)
-    assert fit_guarded(tmp_path, guard, StubModule()) == ([], 20)
-
-
-@pytest.mark.parametrize(("action", "steps"), [("warn", 20), ("stop", 2)])
-def test_guard_acts_on_a_loss_that_is_not_finite(tmp_path: Path, action, steps: int) -> None:  # noqa: ANN001
-    guard = CollapseGuard(action=action, every_n_steps=2)
-    said, done = fit_guarded(tmp_path, guard, StubModule(loss=torch.inf))
-    assert len(said) == 1
-    assert "NaN or infinite" in said[0]
-    assert ("Training stops here" in said[0]) == (action == "stop")
-    assert done == steps
-
-
-@pytest.mark.parametrize(("action", "steps"), [("warn", 20), ("stop", 6)])
-def test_guard_acts_on_collapse_after_its_patience(tmp_path: Path, action, steps: int) -> None:  # noqa: ANN001
-    guard = CollapseGuard(action=action, every_n_steps=2, patience=3)
-    said, done = fit_guarded(tmp_path, guard, StubModule(collapse=True))
-    assert len(said) == 1
-    assert "collapsed: the spread of their directions is 0" in said[0]
-    assert done == steps
-
-
-def test_guard_sees_a_collapse_onto_one_line(tmp_path: Path) -> None:
-    """Directions v and -v: spread out, but of rank 1."""
-
-    class Line(StubModule):
-        def _embed(self, features: Tensor) -> Tensor:
-            return (
-                super()._embed(features)[:, :1].sign() * torch.arange(1.0, 11) + 0 * features.sum()
-            )
-
-    said, _ = fit_guarded(tmp_path, CollapseGuard(every_n_steps=1, patience=1), Line())
-    assert len(said) == 1
-    assert "effective rank is 1 of 10" in said[0]
-
-
-def test_guard_checks_an_epoch_shorter_than_its_steps(tmp_path: Path) -> None:
-    said, done = fit_guarded(tmp_path, CollapseGuard(action="stop"), StubModule(loss=torch.nan))
-    assert len(said) == 1
-    assert done == 4
-
-
 @pytest.mark.parametrize(
     "build",
     [
         lambda: CollapseGuard(action="cry"),
         lambda: CollapseGuard(patience=0),
+        lambda: CollapseGuard(max_growth=1),
         lambda: DualityMonitor(every_n_steps=0),
         lambda: DualityMonitor(max_samples=1),
         lambda: RankMe(max_samples=1),
     ],
-    ids=["action", "patience", "every_n_steps", "duality_samples", "rankme_samples"],
+    ids=["action", "patience", "growth", "every_n_steps", "duality_samples", "rankme_samples"],
 )
 def test_arguments_are_checked(build) -> None:  # noqa: ANN001
     with pytest.raises(ValueError, match="Expected `"):

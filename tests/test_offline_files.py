@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from duality_ssl.callbacks import FeatureWriter, OfflineEvaluation
-from duality_ssl.callbacks.outputs import write_atomically
 from duality_ssl.data import SSLDataModule
 from duality_ssl.evaluation import Settings, evaluate
+from duality_ssl.files import write_atomically
 
 ACCURACIES = {"linear_top1", "knn_top1", "few_label_top1", "few_label_std"}
 RANKS = {"rankme", "rankme_features"}

@@ -32,6 +32,8 @@ def test_notation_is_read(spec: str, embedding_dim: int | None, expected: list[i
         pytest.param("-5", None, "part 1 of '-5' is empty", id="negative"),
         pytest.param("a-b", None, "part 1 of 'a-b' is 'a'", id="letters"),
         pytest.param("0-8", None, "part 1 of '0-8' is '0'", id="zero"),
+        pytest.param("08-8", None, "part 1 of '08-8' is '08'", id="leading-zero"),
+        pytest.param("8-1048577", None, "part 2 of '8-1048577' is '1048577'", id="too-wide"),
         pytest.param("8 - 8", None, "part 1 of '8 - 8' is '8 '", id="spaces"),
         pytest.param("8.5", None, "part 1 of '8.5' is '8.5'", id="fraction"),
         pytest.param("8-²", None, "part 2 of '8-²' is '²'", id="superscript"),
@@ -41,7 +43,12 @@ def test_notation_is_read(spec: str, embedding_dim: int | None, expected: list[i
             "512-512", 64, "last width of projector '512-512', but got 64", id="contradiction"
         ),
         pytest.param("d-512", 64, "last width of projector 'd-512', but got 64", id="d-not-last"),
-        pytest.param("512-d", 0, "`embedding_dim` to be at least 1, but got 0", id="no-dimension"),
+        pytest.param(
+            "512-d",
+            0,
+            "`embedding_dim` to be a whole number of 1 to 1048576, but got 0",
+            id="no-dimension",
+        ),
     ],
 )
 def test_notation_that_cannot_be_read_is_named(

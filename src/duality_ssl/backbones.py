@@ -10,7 +10,6 @@ A name is looked up in this order:
 Nothing is downloaded, and timm is imported when one of its names is first needed.
 """
 
-import difflib
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
@@ -20,6 +19,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
+
+from duality_ssl.nearest import nearest
 
 _SMALL_STEM = "_32"
 _TIMM = "timm/"
@@ -161,8 +162,9 @@ def _create_timm(name: str, in_channels: int, image_size: int | None) -> nn.Modu
 
     bare = name.removeprefix(_TIMM)
     if bare not in timm.list_models():
-        nearest = _nearest(name, available_backbones())
-        hint = f"the nearest names are {', '.join(nearest)}" if nearest else "no name comes near"
+        untagged = name.partition(".")[0]  # the tag of "resnet50.a1_in1k" names weights
+        near = nearest(untagged, available_backbones(), count=5)
+        hint = f"the nearest names are {', '.join(near)}" if near else "no name comes near"
         raise ValueError(
             f"Expected `backbone` to be a registered name, a torchvision ResNet or ConvNeXt, or a "
             f"timm model, but got {name!r}: {hint}."
@@ -178,16 +180,6 @@ def _create_timm(name: str, in_channels: int, image_size: int | None) -> nn.Modu
     # Some widen the features after the pooling (MobileNetV3); `num_features` is the width before.
     model.num_features = getattr(model, "head_hidden_size", model.num_features)
     return model
-
-
-def _nearest(name: str, names: list[str]) -> list[str]:
-    """Find up to five of ``names``: those that begin with ``name``, then those spelt alike."""
-    # "ResNet18" means resnet18, and the tag of "resnet50.a1_in1k" names weights, not a model.
-    wanted = name.lower().partition(".")[0]
-    spelt = {known.lower(): known for known in names}
-    longer = sorted((known for known in spelt if known.startswith(wanted)), key=len)[:3]
-    close = difflib.get_close_matches(wanted, spelt, n=5, cutoff=0.5)
-    return [spelt[known] for known in dict.fromkeys([*longer, *close])][:5]
 
 
 class _TinyResNet(nn.Module):

@@ -40,6 +40,12 @@ class Settings:
     few_label_draws: int = 20
     """Seeded draws that the few-label protocol averages over."""
 
+    def __post_init__(self) -> None:
+        """Refuse a number that no protocol can take, before there are features."""
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"Expected `evaluation.{name}` to be above 0, but got {value}.")
+
 
 _DEFAULTS = Settings()
 

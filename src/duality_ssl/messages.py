@@ -4,26 +4,20 @@ import inspect
 import re
 import sys
 import traceback
-from argparse import ArgumentParser
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
-from importlib import import_module
-from itertools import pairwise
+from argparse import Action, ArgumentParser, _SubParsersAction
+from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
-import yaml
+from lightning import Callback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-
-def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
-    """``Did you mean a, b?``, or an empty string where nothing is near; case does not count."""
-    by_case = {known.lower(): known for known in names}
-    found = get_close_matches(name.lower(), by_case, n=count, cutoff=0.6)
-    return f" Did you mean {', '.join(by_case[key] for key in found)}?" if found else ""
+from duality_ssl.nearest import did_you_mean
 
 
 def explain(message: str, parser: ArgumentParser, methods: Sequence[str]) -> str:
@@ -34,27 +28,65 @@ def explain(message: str, parser: ArgumentParser, methods: Sequence[str]) -> str
         parser: The parser that said it, for the options that it knows.
         methods: Names of the methods.
     """
-    options = [action.dest for action in parser._actions]
     if found := re.search(r"does not accept option '([^']+)'", message):
-        return f"Unknown option {found[1]!r} in a config.{nearest(found[1], options)}"
+        return _unknown_option(found[1], options_of(parser))
     if found := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
-        name = found[1].split("=")[0]
-        return f"Unknown argument {name!r}.{nearest(name, [f'--{option}' for option in options])}"
+        name, flags = found[1].split("=")[0], [f"--{action.dest}" for action in _actions(parser)]
+        return f"Unknown argument {name!r}.{did_you_mean(name, flags)}"
     if "required" in message and re.search(r"\bmodel\b", message):
         return no_method(methods)
     key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    if found := re.search(r"Unable to load config '([^']*)'", message):
+        group = re.findall(r'Parser key "([^"]+)"', message)[0]
+        return (
+            f"--{group} takes a YAML file with options of the group, and {found[1]!r} is none. One "
+            f"option is set by --{group}.OPTION VALUE."
+        )
+    if found := re.search(r"Importing '([^']+)' is not allowed", message):
+        return _unknown_import(key, found[1])
     if found := re.search(r"No module named '([^']+)'", message):
         hint = " Install duality_ssl[bolts]." if found[1] == "pl_bolts" else ""
         return f"{key}: there is no module {found[1]!r}.{hint}"
     if found := re.search(r"Option '([^']+)' is not accepted", message):
         return _unknown_init_arg(key, found[1], message, methods)
+    if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", message):
+        return _unknown_class(key, ".".join(found.groups()), methods)
+    if found := re.search(r"classes with name (\S+)\. Give .*: (.*)\.$", message, re.MULTILINE):
+        return f"{key}: several classes are named {found[1]}. Give the module, too: {found[2]}."
     if key == "model" and (found := re.search(r"Given value: ([\w.]+)$", message)):
         return _unknown_class(key, found[1], methods)
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
         return _unknown_class(key, found[1], methods)
+    if key == "model":
+        got = message.rpartition("Given value: ")[2]
+        return f"Expected model to be a method, but got {_short(got)}. Take {', '.join(methods)}."
     if key:
         return _bad_value(key, message, parser)
-    return " ".join(message.split())
+    return shorten(message, 400, placeholder="...")
+
+
+def options_of(parser: ArgumentParser) -> list[str]:
+    """Names of what a config may set, such as ``data.view1.scale``."""
+    alone = ("help", "config", "print_config")  # on the command line
+    names = [action.dest for action in _actions(parser)]
+    return [name for name in names if name.rpartition(".")[2] not in alone]
+
+
+def _actions(parser: ArgumentParser) -> list[Action]:
+    """What a parser and its subcommands take."""
+    commands = [a.choices for a in parser._actions if isinstance(a, _SubParsersAction)]
+    parsers = [parser, *(command for choices in commands for command in choices.values())]
+    return [action for one in parsers for action in one._actions]
+
+
+def _unknown_option(name: str, options: Sequence[str]) -> str:
+    group, groups = name.partition(".")[0], {option.partition(".")[0] for option in options}
+    hint = did_you_mean(name, options) if group in groups else did_you_mean(group, groups)
+    return f"Unknown option {name!r} in a config.{hint}"
+
+
+def _short(text: str) -> str:
+    return repr(shorten(text, 80, placeholder="..."))
 
 
 def no_method(methods: Sequence[str]) -> str:
@@ -70,7 +102,7 @@ def _unknown_init_arg(key: str, name: str, message: str, methods: Sequence[str])
             f"Name one with --model: {', '.join(methods)}."
         )
     known = list(inspect.signature(cls).parameters)
-    hint = nearest(name, known) or f" It takes {', '.join(known)}."
+    hint = did_you_mean(name, known) or f" It takes {', '.join(known)}."
     return f"{cls.__name__} has no option {name!r}.{hint}"
 
 
@@ -80,18 +112,27 @@ def _class_named_in(message: str) -> type | None:
     if not found:
         return None
     module, _, name = found[-1].rpartition(".")
-    try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        return None
+    # whoever speaks of a class has imported it, or has refused to
+    cls = getattr(sys.modules.get(module), name, None)
+    return cls if isinstance(cls, type) else None
+
+
+def _unknown_import(key: str, name: str) -> str:
+    return (
+        f"{key}: the config.yaml of the run names {name}, and of a config that nobody passed only "
+        "classes of duality_ssl, Lightning and torch.optim are imported, and none that calls what "
+        f"it is told to. If you trust it, pass that file with -c, or name {name} yourself."
+    )
 
 
 def _unknown_class(key: str, name: str, methods: Sequence[str]) -> str:
     if key == "model":
-        hint = nearest(name.rpartition(".")[2], methods)
+        hint = did_you_mean(name.rpartition(".")[2], methods)
         return f"Unknown method {name!r}.{hint} Methods: {', '.join(methods)}."
-    known = {cls.__name__ for base in (Optimizer, LRScheduler) for cls in subclasses(base)}
-    return f"Unknown class {name!r} for {key}.{nearest(name, known)}"
+    bases = (Optimizer, LRScheduler, Callback, Logger)
+    known = {cls.__name__ for base in bases for cls in subclasses(base)}
+    hint = did_you_mean(name.rpartition(".")[2], known)
+    return f"Unknown class {name!r} for {key}.{hint or ' Name it with its module: package.Class.'}"
 
 
 def subclasses(cls: type) -> list[type]:
@@ -101,19 +142,22 @@ def subclasses(cls: type) -> list[type]:
 
 
 def _bad_value(key: str, message: str, parser: ArgumentParser) -> str:
-    got = re.findall(r"(?:Got value: |Given value: )(.+?)(?:\. Got value|$)", message, re.MULTILINE)
+    got = re.findall(r"(?:Got value: |Given value: )(.*?)(?:\. Got value|$)", message, re.MULTILINE)
     hint = _annotation(key, message, parser)
     if hint is None or not got:
         reason = message.partition(":")[2] or message
-        return f"{key}: {' '.join(reason.split())}"
+        return f"{key}: {shorten(reason, 400, placeholder='...')}"
     parts = [member for part in (hint, *get_args(hint)) for member in _members(part)]
     choices = [value for value in parts if isinstance(value, str)]
-    return f"Expected {key} to be {_kind(hint)}, but got {got[0]!r}.{nearest(got[0], choices)}"
+    remedy = did_you_mean(got[0], choices)
+    if got[0] in choices:  # all that is wrong is that it is no list
+        remedy = f" Write it in brackets: '[{got[0]}]'."
+    return f"Expected {key} to be {_kind(hint)}, but got {_short(got[0])}.{remedy}"
 
 
 def _annotation(key: str, message: str, parser: ArgumentParser) -> Any:
     """The type of an option, from the parser or from the signature of the class that takes it."""
-    for action in parser._actions:
+    for action in _actions(parser):
         if action.dest == key and key != "model":
             return getattr(action, "_typehint", None)
     cls = _class_named_in(message)
@@ -142,32 +186,6 @@ def _kind(hint: Any) -> str:
     return " or ".join([*kinds, *([f"one of {', '.join(choices)}"] if choices else [])])
 
 
-def check_configs(words: Sequence[str]) -> None:
-    """Raise ``ValueError`` unless every ``-c FILE`` is there and is a YAML mapping."""
-    for path in config_files(words):
-        if not path.is_file():
-            shipped = [str(file) for file in Path("configs").glob("*/*.yaml")]
-            raise ValueError(f"There is no config {path}.{nearest(str(path), shipped)}")
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict):
-            raise ValueError(
-                f"Expected {path} to map options to values, but it holds {type(content).__name__}."
-            )
-
-
-def config_files(words: Sequence[str]) -> list[Path]:
-    """The files given as ``-c FILE``, ``--config FILE`` or ``--config=FILE``."""
-    files = [value for flag, value in pairwise(words) if flag in _CONFIG_FLAGS]
-    files += [word.partition("=")[2] for word in words if word.startswith("--config=")]
-    return [Path(file) for file in files]
-
-
-_CONFIG_FLAGS = ("-c", "--config")
-
-
 def sentence_of(error: BaseException) -> str | None:
     """The sentence of this package's error in the chain of causes, else ``None``.
 
@@ -188,13 +206,22 @@ def sentence_of(error: BaseException) -> str | None:
             if frames[-1].startswith(package):
                 return text.rstrip().splitlines()[-1].partition(": ")[2]
             continue
+        if isinstance(link, OSError) and link.strerror and link.filename is not None:
+            return (
+                f"{link.strerror}: {link.filename}. Check what is there, and who may "
+                "read and write it."
+            )
         files = [frame.filename for frame in traceback.extract_tb(link.__traceback__)]
         if isinstance(link, OSError) or (files and files[-1].startswith(package)):
             return text
     return None
 
 
-def refuse(sentence: str) -> NoReturn:
-    """Print the sentence as the command's one error and exit with code 2."""
-    sys.stderr.write(f"duality-ssl: error: {sentence}\n")
-    sys.exit(2)
+def refuse(sentence: str, code: int = 2) -> NoReturn:
+    """Print the sentence as the command's one error and exit; 2 is for a mistake of the user."""
+    # a name of a file may have line breaks, and bytes that are no character
+    line = (
+        " ".join(map(str.strip, sentence.splitlines())).encode(errors="backslashreplace").decode()
+    )
+    sys.stderr.write(f"duality-ssl: error: {line}\n")
+    sys.exit(code)

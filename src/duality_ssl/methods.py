@@ -2,9 +2,11 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from argparse import ArgumentError
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from pickle import UnpicklingError
+from typing import Any, ClassVar, Self
 
 import torch
 from lightning import LightningModule
@@ -16,13 +18,19 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from duality_ssl import criteria
 from duality_ssl.backbones import create_backbone
+from duality_ssl.batch_norm import synchronize_batch_norm
 from duality_ssl.criteria import Criterion
 from duality_ssl.distributed import processes
+from duality_ssl.imports import imports_as_before, limit_imports
 from duality_ssl.optim import LARS, fuse, parameter_groups, scaled_lr, warmup_cosine
 from duality_ssl.projector import create_projector
+from duality_ssl.strategy import check_processes, check_strategy
 from duality_ssl.weights import load_backbone
 
 Batch = tuple[list[Tensor], Tensor]
+
+# the arguments that decide which weights there are
+_SHAPING = ("backbone", "projector", "embedding_dim", "in_channels", "image_size")
 
 
 class JointEmbedding(LightningModule):
@@ -30,8 +38,8 @@ class JointEmbedding(LightningModule):
 
     .. math:: L = \mathrm{criterion}(p(f(x_1)),\; p(f(x_2)))
 
-    The embeddings of all processes are gathered, with the exact gradient, before the criterion
-    sees them: the loss of W processes is that of one process on the whole batch. A method is a
+    The criterion compares the embeddings of all processes, with the exact gradient: the loss of W
+    processes is that of one process on the whole batch. A method is a
     subclass that names its criterion, ``class VICReg(JointEmbedding, criterion=criteria.VICReg)``;
     it takes the arguments below and its criterion's.
 
@@ -109,8 +117,8 @@ class JointEmbedding(LightningModule):
             )
         rates = {"base_lr": base_lr, "weight_decay": weight_decay, "warmup_epochs": warmup_epochs}
         for name, value in rates.items():
-            if not value >= 0:
-                raise ValueError(f"Expected `{name}` to be at least 0, but got {value}.")
+            if not 0 <= value < math.inf:
+                raise ValueError(f"Expected `{name}` to be finite and 0 or more, but got {value}.")
         if not 0 <= final_lr_fraction <= 1:
             raise ValueError(
                 f"Expected `final_lr_fraction` in [0, 1], but got {final_lr_fraction}."
@@ -136,29 +144,65 @@ class JointEmbedding(LightningModule):
         self.compiled = compile  # `compile` is a method of every module
 
     def setup(self, stage: str) -> None:
-        """Load the weights a fit starts from; refuse images that the backbone cannot take."""
+        """Load the weights a fit starts from; refuse a strategy or images that do not fit."""
+        check_strategy(self.trainer.strategy)
+        check_processes(self.trainer)
+        if stage == "fit" and getattr(self.trainer.strategy, "_layer_sync", None) is not None:
+            synchronize_batch_norm(self, self.trainer.strategy.root_device)
         if self.channels_last:
             # a convolution takes its layout from its weights, and the maps follow
             self.backbone.to(memory_format=torch.channels_last)
         if self.compiled and stage == "fit":
             for module in (self.backbone, self.projector, self.criterion):
                 module.compile()  # in place: no other name in the state dict
-        if stage == "fit" and self.pretrained is not None and self.trainer.ckpt_path is None:
-            load_backbone(self.backbone, self.pretrained)
+        if stage == "fit" and self.trainer.ckpt_path is None:
+            self.load_pretrained()
         datamodule = getattr(self.trainer, "datamodule", None)
         channels = getattr(datamodule, "channels", self.in_channels)
+        self.check_images(channels, getattr(datamodule, "image_size", None))
+
+    def load_pretrained(self) -> None:
+        """Load the weights that a fit starts from, if there are any; once."""
+        if self.pretrained is not None:
+            load_backbone(self.backbone, self.pretrained)
+            self.pretrained = None
+
+    def check_images(self, channels: int, size: int | None) -> None:
+        """Raise ``ValueError`` for images of another kind than the backbone's.
+
+        Args:
+            channels: Of the images.
+            size: Their side in pixels; None where it is not known.
+        """
         if channels != self.in_channels:
             raise ValueError(
                 f"Expected images of {self.in_channels} channels, but the data has {channels}. "
                 f"Set --model.in_channels {channels}."
             )
-        size = getattr(datamodule, "image_size", None)
         patches: Any = getattr(self.backbone, "patch_embed", None)  # of a transformer
         if size and getattr(patches, "strict_img_size", False) and size not in patches.img_size:
             raise ValueError(
                 f"Expected images of {patches.img_size[0]} pixels, but the data has {size}. "
                 f"Set --model.image_size {size}, or --data.image_size {patches.img_size[0]}."
             )
+
+    def check_weights(self, checkpoint: Mapping[str, Any]) -> None:
+        """Raise ``ValueError`` for a checkpoint of another network; say what it is of."""
+        ours = {key: weight.shape for key, weight in self.state_dict().items()}
+        theirs = {key: weight.shape for key, weight in checkpoint["state_dict"].items()}
+        if ours == theirs:
+            return
+        saved = checkpoint.get("hyper_parameters", {})
+        other = {n: saved[n] for n in _SHAPING if n in saved and saved[n] != self.hparams.get(n)}
+        raise ValueError(
+            "The checkpoint is of another network: "
+            + (
+                f"set {' '.join(f'--model.{name} {value}' for name, value in other.items())}, or "
+                "take its backbone alone, by --model.pretrained."
+                if other
+                else f"its {min({*ours.items()} ^ {*theirs.items()})[0]} is not the method's here."
+            )
+        )
 
     def on_train_start(self) -> None:
         """Log at least once an epoch, however short the epoch."""
@@ -167,8 +211,27 @@ class JointEmbedding(LightningModule):
         self.trainer.log_every_n_steps = int(min(every, batches))  # type: ignore[attr-defined]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say whose weights these are."""
+        """Say whose weights these are, and what `export_backbone` is to say of the backbone's."""
         checkpoint["method"] = type(self).__name__
+        checkpoint["about_backbone"] = self.about_backbone()
+
+    def about_backbone(self) -> dict[str, Any]:
+        """Say which network the backbone is, which images it expects, and how it was trained.
+
+        Returns:
+            ``backbone``, its name, and ``in_channels``, for `create_backbone`; ``image_size``, the
+            side in pixels, and ``mean`` and ``std`` of the images' normalisation (None where the
+            data does not say), for values in [0, 1]; ``method`` and optimiser ``step``.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        images = {name: getattr(data, name, None) for name in ("image_size", "mean", "std")}
+        for name, said in images.items():
+            # somebody's data module may say it otherwise, and a checkpoint holds plain numbers only
+            numbers = tuple(map(float, said)) if isinstance(said, tuple) else None
+            images[name] = said if isinstance(said, int) else numbers
+        network = {"backbone": self.hparams["backbone"], "in_channels": self.in_channels}
+        training = {"method": type(self).__name__, "step": self.trainer.global_step}
+        return network | images | training
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Warn of weights that another method has trained."""
@@ -178,6 +241,29 @@ class JointEmbedding(LightningModule):
                 f"The checkpoint is of {method}, and {type(self).__name__} goes on with its "
                 "weights and optimiser. To start from its backbone only, use --model.pretrained."
             )
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
+        """Build the method as a checkpoint says, and fill it; nothing of the file is run.
+
+        Lightning's, with other defaults: nothing is unpickled, also of an address, and classes that
+        the arguments inside the file may name are not imported from just anywhere.
+
+        Args:
+            *args: Those of `lightning.LightningModule.load_from_checkpoint`.
+            **kwargs: Likewise.
+
+        Raises:
+            ValueError: If the file is no checkpoint, or asks for more.
+        """
+        with imports_as_before():
+            limit_imports({cls.__module__})
+            try:
+                return super().load_from_checkpoint(*args, **{"weights_only": True, **kwargs})
+            except (UnpicklingError, ArgumentError, RuntimeError, EOFError) as error:
+                raise ValueError(
+                    f"The checkpoint cannot be loaded without running code of it: {error}"
+                ) from error
 
     def forward(self, images: Tensor) -> Tensor:
         """Features ``(N, F)`` of images ``(N, C, H, W)``: what is kept after pretraining."""
@@ -233,8 +319,7 @@ class JointEmbedding(LightningModule):
         rank_zero_info(
             f"Learning rate {lr:g} = base_lr {self.base_lr:g} x global batch {global_batch} / 256."
         )
-        groups = [{**group, "lr": lr} for group in parameter_groups(self, self.weight_decay)]
-        optimizer = self.optimizer(groups)
+        optimizer = self.build_optimizer(lr)
         _warn_of_replaced(optimizer, {"lr": lr, "weight_decay": self.weight_decay})
         fuse(optimizer)
         if self.scheduler is not None:
@@ -252,6 +337,20 @@ class JointEmbedding(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": interval},
         }
+
+    def build_optimizer(self, lr: float) -> torch.optim.Optimizer:
+        """The optimiser of all weights, at one learning rate; biases and norms do not decay.
+
+        Raises:
+            ValueError: If the optimiser takes none of its options' values.
+        """
+        groups = [{**group, "lr": lr} for group in parameter_groups(self, self.weight_decay)]
+        try:
+            return self.optimizer(groups)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"The optimiser refuses its options: {error}. Mend those of --model.optimizer."
+            ) from error
 
     def _total_steps(self) -> int:
         total = self.trainer.estimated_stepping_batches

@@ -4,7 +4,14 @@
 embedding dimension: ``"d-d-d"``, ``"2048-d"`` and ``"8192-8192-d"`` are the paper's scenarios.
 """
 
+import re
+from itertools import pairwise
+
 from torch import nn
+
+_WIDTH = re.compile("[1-9][0-9]{0,6}")
+_WIDEST = 2**20  # a width beyond is a slip of the keyboard
+_MOST_WEIGHTS = 2**32  # 16 GiB, four times that with gradients and an optimiser's two moments
 
 
 def parse_projector(spec: str, embedding_dim: int | None = None) -> list[int]:
@@ -18,39 +25,51 @@ def parse_projector(spec: str, embedding_dim: int | None = None) -> list[int]:
         The output widths of the linear layers in order; the last is that of the embeddings.
 
     Raises:
-        ValueError: If a part is neither a positive whole number nor ``d``, if ``d`` has no value,
-            or if ``embedding_dim`` contradicts the last width.
+        ValueError: If a part is neither a whole number of 1 to 1,048,576 nor ``d``, if ``d`` has no
+            value, or if ``embedding_dim`` contradicts the last width.
 
     Example:
         >>> parse_projector("8192-8192-d", 512)
         [8192, 8192, 512]
     """
-    if embedding_dim is not None and embedding_dim < 1:
-        raise ValueError(f"Expected `embedding_dim` to be at least 1, but got {embedding_dim}.")
+    if not isinstance(spec, str):
+        raise ValueError(
+            f'Expected `projector` to be a string, such as "8192-8192-2048", but got {spec!r}.'
+        )
+    if embedding_dim is not None and (
+        not isinstance(embedding_dim, int) or not 1 <= embedding_dim <= _WIDEST
+    ):
+        raise ValueError(
+            f"Expected `embedding_dim` to be a whole number of 1 to {_WIDEST}, but got "
+            f"{embedding_dim!r}."
+        )
     widths: list[int] = []
     for position, part in enumerate(spec.split("-"), start=1):
         if part == "d":
             if embedding_dim is None:
                 raise ValueError(
-                    f"Expected a number for the letter d of projector {spec!r}, but "
+                    f"Expected a number for the letter d of projector {_short(spec)}, but "
                     f"`embedding_dim` is not set: set it, or write the number in place of d."
                 )
             widths.append(embedding_dim)
-        # `isdecimal` alone takes other scripts' digits.
-        elif part.isascii() and part.isdecimal() and int(part) > 0:
+        elif _WIDTH.fullmatch(part) and int(part) <= _WIDEST:
             widths.append(int(part))
         else:
             raise ValueError(
-                f"Expected `projector` to be positive widths or the letter d, joined by single "
-                f'hyphens, such as "8192-8192-2048" or "2048-d", but part {position} of {spec!r} '
-                f"is {repr(part) if part else 'empty'}."
+                f"Expected `projector` to be widths of 1 to {_WIDEST} or the letter d, joined by "
+                f'single hyphens, such as "8192-8192-2048" or "2048-d", but part {position} of '
+                f"{_short(spec)} is {_short(part) if part else 'empty'}."
             )
     if embedding_dim not in (None, widths[-1]):
         raise ValueError(
-            f"Expected `embedding_dim` to be the last width of projector {spec!r}, but got "
+            f"Expected `embedding_dim` to be the last width of projector {_short(spec)}, but got "
             f"{embedding_dim}: leave it out, or end the projector with the letter d."
         )
     return widths
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def create_projector(
@@ -68,7 +87,8 @@ def create_projector(
         embedding_dim: What the letter ``d`` of ``spec`` stands for.
 
     Raises:
-        ValueError: If ``spec`` cannot be read or ``in_features`` is not positive.
+        ValueError: If ``spec`` cannot be read, ``in_features`` is not positive, or the layers had
+            more than 2^32 weights.
 
     Example:
         >>> create_projector("512-d", 128, embedding_dim=64)[-1]
@@ -77,6 +97,12 @@ def create_projector(
     if in_features < 1:
         raise ValueError(f"Expected `in_features` to be at least 1, but got {in_features}.")
     *hidden, last = parse_projector(spec, embedding_dim)
+    weights = sum(wide * high for wide, high in pairwise([in_features, *hidden, last]))
+    if weights > _MOST_WEIGHTS:
+        raise ValueError(
+            f"Expected a projector of at most {_MOST_WEIGHTS:,} weights, but {_short(spec)} after "
+            f"{in_features} features has {weights:,}: make it narrower."
+        )
     layers: list[nn.Module] = []
     for width in hidden:
         layers += [nn.Linear(in_features, width, bias=False), nn.BatchNorm1d(width)]

@@ -1,14 +1,64 @@
-"""Weights of a backbone from a file: nothing is unpickled, and no missing key goes unnoticed."""
+"""Weights of a backbone, to a file and from one: no code is kept in it, and none of it is run."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from duality_ssl.files import write_atomically
+
 _PREFIXES = ("", "backbone.", "module.", "module.backbone.")
+
+
+def save_backbone(
+    weights: Mapping[str, Tensor], path: str | Path, about: Mapping[str, Any] | None = None
+) -> None:
+    """Write the weights of a backbone to a safetensors file, whole or not at all.
+
+    Args:
+        weights: The backbone's state dict.
+        path: The file; its folder is made where there is none.
+        about: What the file says of itself, its metadata: strings as they are, other values as
+            JSON, None not at all. `duality_ssl.JointEmbedding.about_backbone` says what there is
+            to say.
+    """
+    said = {str(key): value for key, value in (about or {}).items() if value is not None}
+    texts = {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in said.items()}
+    # a copy each: the format has no tensors with their channels last, and none that share memory
+    tensors = {
+        key: weight.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, weight in weights.items()
+    }
+    content = save(tensors, metadata={"format": "pt", **texts})
+    write_atomically(Path(path), lambda file: file.write(content))
+
+
+def export_backbone(checkpoint: str | Path, path: str | Path) -> None:
+    """Write the backbone of a run's checkpoint to a safetensors file, as the end of a fit does.
+
+    Args:
+        checkpoint: The checkpoint, ``last.ckpt`` or another of a run.
+        path: The file to write.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If it is no checkpoint of a run.
+    """
+    content = _load(Path(checkpoint))
+    states = content.get("state_dict") if isinstance(content, dict) else None
+    weights = _below(states, "backbone.") if isinstance(states, dict) else {}
+    if not weights:
+        raise ValueError(
+            f"Expected {checkpoint} to be a checkpoint of a run, but it holds no backbone."
+        )
+    about = content.get("about_backbone")
+    save_backbone(weights, path, about if isinstance(about, dict) else None)
+    rank_zero_info(f"Wrote the {len(weights)} tensors of the backbone in {checkpoint} to {path}.")
 
 
 def load_backbone(backbone: nn.Module, path: str | Path) -> None:
@@ -26,9 +76,7 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
             one of another shape. The backbone is then unchanged.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file of weights {path}.")
-    weights = _read(path)
+    weights = _named(_load(path), path)
     wanted = backbone.state_dict()
     found = max(
         (_below(weights, prefix) for prefix in _PREFIXES),
@@ -56,22 +104,28 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
     )
 
 
-def _below(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): w for key, w in weights.items() if key.startswith(prefix)}
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    content: Any
+def _load(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no file of weights {path}. Name a checkpoint, or a backbone's state dict."
+        )
     try:
         if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way
         raise ValueError(
             f"Expected {path} to be a file of weights, but it cannot be read as one: it is "
             f"truncated, or holds more than tensors ({type(error).__name__})."
         ) from error
+
+
+def _named(content: Any, path: Path) -> dict[str, Tensor]:
+    """The named tensors of what a file holds."""
     for name in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]

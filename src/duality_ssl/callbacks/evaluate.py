@@ -10,8 +10,9 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from duality_ssl.callbacks.outputs import OutputStore, output_path, write_atomically
+from duality_ssl.callbacks.outputs import OutputStore, output_path
 from duality_ssl.evaluation import Settings, evaluate
+from duality_ssl.files import write_atomically
 
 _SAID = ("linear_top1", "knn_top1", "few_label_top1", "rankme")
 

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from duality_ssl.callbacks.labelled import Accuracies, LabelledCallback, is_validation_set
-from duality_ssl.distributed import all_gather_rows, world_size
+from duality_ssl.distributed import all_gather_rows, rank, world_size
 from duality_ssl.evaluation import Settings
 from duality_ssl.neighbours import knn_votes
 
@@ -41,7 +41,7 @@ class FeatureBank:
                 self._features = features.new_zeros(self.capacity, features.shape[1])
                 self._labels = labels.new_full((self.capacity,), -1)
         rows = torch.arange(self._added, self._added + len(features), device=features.device)
-        self._features.index_copy_(0, rows % self.capacity, features)
+        self._features.index_copy_(0, rows % self.capacity, features.to(self._features.dtype))
         self._labels.index_copy_(0, rows % self.capacity, labels)
         self._added += len(features)
 
@@ -53,6 +53,46 @@ class FeatureBank:
         labels = all_gather_rows(self._labels[: len(self)])
         return features[labels >= 0], labels[labels >= 0]
 
+    def state_dict(self) -> dict[str, Any]:
+        """The rows of all processes' banks, and how many each of them was given."""
+        if self._features is None or self._labels is None:
+            return {}
+        return {
+            "features": all_gather_rows(self._features[: len(self)]),
+            "labels": all_gather_rows(self._labels[: len(self)]),
+            "added": all_gather_rows(torch.tensor([self._added], device=self._labels.device)),
+            "capacity": self.capacity,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Fill this empty bank from a state; as it was, if capacity and processes are the same.
+
+        With another capacity the latest rows are kept; another number of processes shares all rows
+        evenly, by which a process may keep older ones than it would have.
+        """
+        added, capacity = state["added"].tolist(), state["capacity"]
+        sizes = [min(count, capacity) for count in added]
+        same = len(added) == world_size()
+        labels = state["labels"].to(device).split(sizes)
+        features = state["features"].to(device).split(sizes)
+        if same and capacity == self.capacity:
+            self.add(features[rank()], labels[rank()])
+            self._added = added[rank()]
+            return
+        # the row that would make place next is the oldest
+        starts = [count % capacity if count > capacity else 0 for count in added]
+        by_age = [
+            (rows.roll(-start, 0), own.roll(-start))
+            for rows, own, start in zip(features, labels, starts, strict=True)
+        ]
+        if same:
+            self.add(*by_age[rank()])
+        else:
+            rows, own = (torch.cat(parts) for parts in zip(*by_age, strict=True))
+            self.add(
+                rows.tensor_split(world_size())[rank()], own.tensor_split(world_size())[rank()]
+            )
+
 
 class OnlineKNN(LabelledCallback):
     """Weighted k-NN accuracy on the validation set, with no training and no second forward pass.
@@ -60,9 +100,8 @@ class OnlineKNN(LabelledCallback):
     The neighbours are the features that the training steps of the last epoch have left (both
     augmented views, as the network was then), at most ``bank_size`` of them over all processes.
     Where the pretraining data has no labels but the data module has a labelled set for probing
-    (``probe_is_pretrain`` False), they are that set's features, of the same validation. The bank is
-    not in the checkpoint: after a resume in the middle of an epoch the first validation sees the
-    features of the rest of that epoch, and ``validate`` has no k-NN, which a warning says.
+    (``probe_is_pretrain`` False), they are that set's features, of the same validation. The bank of
+    all processes is in the checkpoint.
 
     Logs ``val/knn_top1`` and ``val/knn_top5`` (more than 5 classes) as fractions, each validation
     sample counted once.
@@ -91,12 +130,21 @@ class OnlineKNN(LabelledCallback):
         self.temperature = temperature
         self.bank_size = bank_size
         self._bank: FeatureBank | None = None
+        self._restored: dict[str, Any] = {}
         self._gathered: tuple[Tensor, Tensor] | None = None
         self._accuracies: Accuracies | None = None
         self._said_off = False
 
+    def state_dict(self) -> dict[str, Any]:
+        """The bank, if it is of training batches."""
+        return self._restored if self._bank is None else self._bank.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until the bank is needed, on the module's device."""
+        self._restored = state_dict
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start with an empty bank."""
+        """Start with an empty bank, or that of the checkpoint."""
         self._bank = None
 
     def on_train_batch_end(
@@ -114,7 +162,7 @@ class OnlineKNN(LabelledCallback):
         if self._bank is None:
             # older features come from a network that is no more: one epoch is enough
             epoch = trainer.num_training_batches * len(features)
-            self._bank = FeatureBank(int(min(self._share(), epoch)))
+            self._bank = self._new_bank(int(min(self._share(), epoch)), pl_module.device)
         self._bank.add(features, outputs["labels"].repeat(2))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -125,11 +173,14 @@ class OnlineKNN(LabelledCallback):
         self._gathered = None
         if self.learns_in_validation(trainer):
             self._bank = FeatureBank(self._share())
-        elif self._bank is not None:
+            return
+        if self._bank is None and self._restored:
+            self._bank = self._new_bank(self._share(), pl_module.device)
+        if self._bank is not None:
             self._gathered = self._bank.gather()
         elif trainer.state.fn == TrainerFn.VALIDATING and not self._said_off:
             rank_zero_warn(
-                "OnlineKNN is off: its neighbours are features of training batches, which "
+                "OnlineKNN is off: its neighbours are features of training batches, which this "
                 "`validate` has none of. Run `test`, which has a k-NN of its own, or name a "
                 "labelled set with --data.probe_source or --data.probe_root."
             )
@@ -175,6 +226,16 @@ class OnlineKNN(LabelledCallback):
         if len(self._gathered[0]):
             self._accuracies.log(pl_module, "val/knn")
         self._gathered = None
+        if self.learns_in_validation(trainer):
+            self._bank = None
+
+    def _new_bank(self, capacity: int, device: torch.device) -> FeatureBank:
+        """A bank, with what the checkpoint had in it where there is one."""
+        bank, state = FeatureBank(capacity), self._restored
+        self._restored = {}
+        if state:
+            bank.load_state_dict(state, device)
+        return bank
 
     def _share(self) -> int:
         """Rows of the bank that one process keeps."""

@@ -1,11 +1,10 @@
-"""Collect the steps' outputs over an epoch and all processes, and write files from them."""
+"""Collect the steps' outputs over an epoch and all processes; where files of them go."""
 
 import os
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,25 +96,3 @@ def output_path(trainer: Trainer, filename: str) -> Path:
     checkpoint, plain = Path(trainer.ckpt_path), Path(filename)
     mark = "" if checkpoint.stem == "last" else f"-{checkpoint.stem}"
     return checkpoint.parent / f"{plain.stem}{mark}{plain.suffix}"
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file whole or not at all: beside it first, then in its place.
-
-    Args:
-        path: The file; its folder is made where there is none.
-        write: Writes the content into an open binary file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        # mkstemp's file is its owner's alone; give it what a plain open would have
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

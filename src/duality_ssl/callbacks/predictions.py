@@ -7,7 +7,8 @@ import numpy as np
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from duality_ssl.callbacks.outputs import OutputStore, gather_strings, output_path, write_atomically
+from duality_ssl.callbacks.outputs import OutputStore, gather_strings, output_path
+from duality_ssl.files import write_atomically
 
 _NAMES = ("features", "embeddings", "labels")
 

@@ -80,6 +80,7 @@ class RunSummary(Callback):
         """Start the run's figures."""
         super().on_train_start(trainer, pl_module)
         self._run, self._before = Stopwatch(), _host_seconds(trainer)
+        self._start()  # the middle of an epoch that is resumed is no start of one
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the epoch's figures."""
@@ -183,6 +184,19 @@ class RunProgress(RunSummary, RichProgressBar):
         self._loss_sum: Tensor | None = None
         self._batches = 0
         self._next_update = 0.0
+
+    @property
+    def state_key(self) -> str:
+        """That of the summary, which takes this one's place where no bar is wanted."""
+        return RunSummary.__qualname__
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the epoch's line is about so far."""
+        return {"loss_sum": self._loss_sum, "batches": self._batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the epoch's line."""
+        self._loss_sum, self._batches = state_dict["loss_sum"], state_dict["batches"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """No bar where nobody watches: in a file, in a pipe, on other processes."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from duality_ssl.data import color, operations, transforms
+from duality_ssl.distributed import ALONE, Processes
 
 _PROBABILITIES = ("flip", "jitter", "gray", "blur", "solarize")
 _STRENGTHS = ("brightness", "contrast", "saturation")
@@ -253,8 +254,25 @@ class Augmentation:
         ]
 
     def __call__(
-        self, images: Tensor, generator: torch.Generator, *, cropped: bool = False
+        self,
+        images: Tensor,
+        generator: torch.Generator,
+        *,
+        cropped: bool = False,
+        processes: Processes = ALONE,
     ) -> Tensor:
-        """Draw and apply; ``cropped`` says that the images were cropped where they were decoded."""
+        """Draw for the batch of all processes, and apply what this one's images get.
+
+        Args:
+            images: This process's, as for `apply`.
+            generator: Source of randomness, in the same state on every process.
+            cropped: Whether the images were cropped where they were decoded.
+            processes: Who has the batch's other images, as many each.
+
+        Returns:
+            What one process with the whole batch makes of these images.
+        """
         size = None if cropped else (images.shape[2], images.shape[3])
-        return self.apply(images, self.draw(len(images), generator, size))
+        # a number drawn costs nothing beside a pixel changed: draw all, and keep one's own
+        draws = self.draw(processes.world_size * len(images), generator, size)
+        return self.apply(images, draws[processes.own(len(images))])

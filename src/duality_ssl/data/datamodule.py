@@ -13,10 +13,10 @@ from torch.utils.data import Dataset
 from duality_ssl.data import transforms
 from duality_ssl.data.augment import Augmentation, View, ViewChanges
 from duality_ssl.data.folder import FileImages, FolderDataset
-from duality_ssl.data.loader import ArrayDataset, Batch, BatchLoader, PlainBatch
+from duality_ssl.data.loader import ArrayDataset, Batch, BatchLoader, PlainBatch, outlive_signals
 from duality_ssl.data.sampler import SUBSET, EvalBatches, TrainBatches, derive_seed
 from duality_ssl.data.sources import Images, ImageSource, Split, create_source
-from duality_ssl.distributed import world_size
+from duality_ssl.distributed import processes, world_size
 
 _DEFAULT_VIEW = View()
 _AS_THE_FIRST = ViewChanges()
@@ -47,7 +47,8 @@ def draw_subset(labels: Tensor, subset: int | float, seed: int) -> Tensor:
     count = round(subset * n) if isinstance(subset, float) else subset
     if not 1 <= count <= n:
         raise ValueError(
-            f"Expected `data.subset` to choose 1 to {n} of {n} images, but {subset} is {count}."
+            f"Expected `data.subset` to be 1 to {n} images, or a fraction that is, but got "
+            f"{subset}."
         )
     generator = torch.Generator().manual_seed(derive_seed(SUBSET, seed))
     order = torch.randperm(n, generator=generator)
@@ -65,8 +66,8 @@ class SSLDataModule(LightningDataModule):
 
     Training batches are, on the device, ``([view1, view2], labels)`` with views of shape
     ``(B, C, S, S)``; all others ``([images], labels)`` without augmentation. A label is -1 where
-    there is none. All draws are functions of (seed, epoch, batch or sample, process): neither the
-    number of workers nor an interruption changes a run.
+    there is none. All draws are functions of (seed, epoch, batch or sample): neither the number of
+    workers or processes nor an interruption changes a run.
 
     The probe's set is the pretraining set if that has labels, and the source's labelled images if
     those are others (STL-10), unless ``probe_source`` names another. It is normalised as the
@@ -129,7 +130,8 @@ class SSLDataModule(LightningDataModule):
         self.seed = seed
         self._pretrain = create_source(source, root)
         self._probe: ImageSource = self._pretrain
-        if probe_source is not None or probe_root is not None:
+        self._names_probe = probe_source is not None or probe_root is not None
+        if self._names_probe:
             self._probe = create_source(probe_source or source, probe_root)
         self.channels = self._pretrain.channels
         self.image_size = self._pretrain.image_size if image_size is None else image_size
@@ -170,30 +172,42 @@ class SSLDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read (or list) what the stage needs, so that a missing file is found before a model."""
+        if self._names_probe and self.num_classes is None:
+            named = self._probe.root or self._probe
+            raise ValueError(
+                "Expected `data.probe_source` and `data.probe_root` to name labelled images, "
+                f"but those of `{named}` have no labels: sort them into train/<class>/ and "
+                "val/<class>/, or name another set."
+            )
         if stage in ("fit", None):
             self._pretrain_images()
         if stage == "test" or (stage != "predict" and self._has_probe_set):
             self._probe_images("train")
         self._probe_images(self.predict_split if stage == "predict" else "val")
 
-    def train_dataloader(self) -> BatchLoader:
-        """Batches of the pretraining set for two views; the last, smaller one is left out."""
+    def check_batch(self, processes: int) -> None:
+        """Raise ``ValueError`` unless the set fills a batch of this many processes."""
         if self.batch_size < 2:
             raise ValueError(
                 "Expected `data.batch_size` to be 2 or more for training, which compares images "
                 f"with each other, but got {self.batch_size}."
             )
+        images, wanted = len(self._pretrain_images()), self.batch_size * processes
+        if images < wanted:
+            most = images // processes
+            remedy = f"set `data.batch_size` to {most} or less" if most > 1 else "add images"
+            raise ValueError(
+                f"Expected at least one batch of {wanted} images (`data.batch_size` "
+                f"{self.batch_size}, {processes} processes), but the pretraining set "
+                f"`{self.source}` has {images}: {remedy}."
+            )
+
+    def train_dataloader(self) -> BatchLoader:
+        """Batches of the pretraining set for two views; the last, smaller one is left out."""
+        self.check_batch(world_size())
         images = self._pretrain_images()
         overfit = bool(getattr(self.trainer, "overfit_batches", 0))
         sampler = TrainBatches(images, self.batch_size, self.seed, shuffle=not overfit)
-        if len(sampler) == 0:
-            most = len(images) // world_size()
-            raise ValueError(
-                f"Expected at least one batch of {self.batch_size * world_size()} images "
-                f"(`data.batch_size` {self.batch_size}, {world_size()} processes), but the "
-                f"pretraining set `{self.source}` has {len(images)}: set `data.batch_size` to "
-                f"{most} or less."
-            )
         return self._loader(images, sampler)
 
     def val_dataloader(self) -> list[BatchLoader]:
@@ -217,13 +231,14 @@ class SSLDataModule(LightningDataModule):
         if not isinstance(batch, Batch):
             return batch
         if batch.seed is None:
-            return PlainBatch(self._plain(batch.images[0]), batch.labels, batch.paths)
+            images = self._converted(self._plain(batch.images[0]))
+            return PlainBatch(images, batch.labels, batch.paths)
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(batch.seed)
         cropped = len(batch.images) > 1
         crops = batch.images if cropped else (batch.images[0],) * 2
         views = [
-            augment(images, generator, cropped=cropped)
+            self._converted(augment(images, generator, cropped=cropped, processes=processes()))
             for augment, images in zip(self._augmentations, crops, strict=True)
         ]
         self.host_seconds["augment"] += time.perf_counter() - started
@@ -234,6 +249,13 @@ class SSLDataModule(LightningDataModule):
     def _augmentations(self) -> tuple[Augmentation, ...]:
         size, mean, std = self.image_size, self.mean, self.std
         return tuple(Augmentation(view, size, mean, std) for view in self.views)
+
+    def _converted(self, images: Tensor) -> Tensor:
+        """In the precision of a network that is not float32: Lightning has converted bytes only."""
+        if self.trainer is None:
+            return images
+        converted: Tensor = self.trainer.precision_plugin.convert_input(images)
+        return converted
 
     @torch.no_grad()
     def _plain(self, images: Tensor) -> Tensor:
@@ -289,14 +311,17 @@ class SSLDataModule(LightningDataModule):
             batch_size=None,
             sampler=sampler,
             num_workers=self.num_workers,
+            worker_init_fn=outlive_signals,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
 
 def _at_least(name: str, value: int, low: int) -> None:
-    if value < low:
-        raise ValueError(f"Expected `data.{name}` to be {low} or more, but got {value}.")
+    if not isinstance(value, int) or value < low:
+        raise ValueError(
+            f"Expected `data.{name}` to be a whole number, {low} or more, but got {value!r}."
+        )
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

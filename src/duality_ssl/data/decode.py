@@ -11,6 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+"""What a file may hold, whatever its name says; Pillow's others are many, and some run programs."""
+
 
 class BadImageError(ValueError):
     """An image file cannot be decoded; the message names it."""
@@ -34,7 +37,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: If the mode has no known range (float pixels).
     """
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):  # 16-bit grey; "I" is how older files of it are opened
         values = np.asarray(image).astype(np.int64)
@@ -54,6 +57,8 @@ def read_crops(
 ) -> list[Tensor]:
     """Read parts of an image file, each resized (bilinear, antialiased) to a square.
 
+    Of an animation or several pages the first is read.
+
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size (libjpeg then computes that many fewer inverse
     DCTs) where all boxes still have ``side`` pixels or more each way; the resize takes it from
     there. Boxes are those of the whole size, whatever the file is decoded at.
@@ -69,23 +74,35 @@ def read_crops(
         For each box ``uint8``, shape ``(3, side, side)``.
 
     Raises:
-        BadImageError: If the file is missing, truncated, corrupt, or of a mode without a known
-            range.
+        BadImageError: If the file is missing, truncated, corrupt, of a mode without a known range,
+            or of more pixels than Pillow decodes (179 million, unless its `MAX_IMAGE_PIXELS` says
+            otherwise).
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=FORMATS) as file:
             size = file.size
+            if 0 in size:
+                raise ValueError("it has no pixels")
             boxes = boxes_of(*size)
             scale = _reduce(file, boxes, side)
             file.load()
             image = to_rgb(file)
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-        reason = str(error).replace(f" {str(path)!r}", "") or type(error).__name__
         raise BadImageError(
-            f"Cannot read the image `{path}`: {reason}. Repair or remove it, or set "
+            f"Cannot read the image `{path}`: {_reason(error, path)}. Repair or remove it, or set "
             "`data.on_bad_image` to skip."
         ) from None
     return [_cut(image, Box(*(x / scale for x in box)), side, beyond) for box in boxes]
+
+
+def _reason(error: Exception, path: Path) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # what Pillow warns of, it refuses twice
+        return f"it claims to have more than {most:,} pixels, the most that are decoded"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # all else that it says is the path again
+    text = str(error).replace(f" {str(path)!r}", "")
+    return " ".join(text.split()).rstrip(".") or type(error).__name__
 
 
 def _reduce(file: Image.Image, boxes: Sequence[Box], side: int) -> int:

@@ -21,7 +21,9 @@ from duality_ssl.data.sampler import CROP, BatchRequest, derive_seed
 from duality_ssl.data.sources import ImageSource, Split, register_source
 from duality_ssl.data.transforms import draw_boxes
 
-EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+EXTENSIONS = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
 _LAYOUT = "train/<class>/* and val/<class>/*, or images and nothing else"
 _UNLABELLED_VAL = 5000  # images of an unlabelled folder that stand in for a validation set
 _SUBSTITUTES = 16  # neighbours tried for an image that cannot be read
@@ -59,23 +61,45 @@ class FileImages:
 
 
 def _is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122
+    return os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122
 
 
 def _list_images(folder: Path, prefix: str, deep: bool) -> list[str]:
-    """Sorted paths of the images in a folder, each behind ``prefix``; hidden files are none."""
+    """Sorted paths of the images in a folder, each behind ``prefix``.
+
+    Hidden entries are none, nor are pipes and devices, which may never answer. A link to a folder
+    is not followed, so that no loop of links is walked.
+    """
     found = []
-    for where, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith(".")) if deep else []
-        inside = os.path.relpath(where, folder)
-        start = prefix if inside == "." else f"{prefix}{inside}/"
-        found += [start + name for name in names if _is_image(name)]
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                inside = f"{prefix}{entry.name}/"
+                found += _list_images(folder / entry.name, inside, deep) if deep else []
+            elif _is_image(entry.name) and (entry.is_file() or entry.is_symlink()):
+                found.append(prefix + entry.name)  # a link to nothing, too, so that it is reported
     return sorted(found)
 
 
 def _class_folders(folder: Path) -> list[str]:
-    entries = os.scandir(folder)
-    return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+
+
+def _check_links(folder: Path) -> None:
+    """Raise ``ValueError`` if a link among the class folders leads to no class."""
+    with os.scandir(folder) as entries:
+        links = sorted(e.name for e in entries if e.is_symlink() and not e.name.startswith("."))
+    for link in (folder / name for name in links):
+        lost = not link.exists()
+        if lost or folder.resolve().is_relative_to(link.resolve()):
+            where = "nowhere" if lost else "to a folder that it lies in"
+            raise ValueError(
+                f"Expected `{link}` to lead to the folder of a class, but it leads {where}: mend "
+                "or remove the link."
+            )
 
 
 @register_source("folder")
@@ -157,6 +181,7 @@ class Folder(ImageSource):
     _sorting_hint = "move each image into the folder of its class"
 
     def _labelled(self, folder: Path, classes: tuple[str, ...]) -> FileImages:
+        _check_links(folder)
         names: list[str] = []
         labels: list[int] = []
         for label, name in enumerate(classes):
@@ -168,6 +193,11 @@ class Folder(ImageSource):
                 )
             names += inside
             labels += [label] * len(inside)
+        if not names:
+            raise FileNotFoundError(
+                f"Expected images in the class folders of `{folder}`, but found none: put the "
+                "validation images there."
+            )
         return FileImages(folder, _encode(names), torch.tensor(labels, dtype=torch.long))
 
     def _unlabelled(self, folder: Path, names: list[str]) -> FileImages:
@@ -272,7 +302,9 @@ class FolderDataset(Dataset[Batch | BadImageError]):
                         "images after it: check the folder."
                     )
         if not rows:
-            raise BadImageError(f"Cannot read any of {len(bad)} images of a batch, as `{bad[0]}`.")
+            raise BadImageError(
+                f"Cannot read any of {len(bad)} images of a batch, as `{bad[0]}`: check the folder."
+            )
         images = tuple(torch.stack(view) for view in zip(*rows, strict=True))
         # training has no use for the names, and they would travel with every batch
         paths = () if substitute else tuple(str(self.images.path(index)) for index in kept)

@@ -2,15 +2,16 @@
 
 import gzip
 import math
-import pickle
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from duality_ssl.data.pickles import read_pickle
 
 
 def describe(path: Path) -> str:
@@ -68,76 +69,32 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 def _read_idx(file: BinaryIO, source: Path) -> NDArray[np.uint8]:
     start = file.read(4)
-    header = file.read(4 * start[3]) if len(start) == 4 else b""
-    if start[:3] != b"\0\0\x08" or len(header) < 4 * start[3]:
+    rank = start[3] if len(start) == 4 else 0
+    header = file.read(4 * rank)
+    if start[:3] != b"\0\0\x08" or not 0 < rank < 5 or len(header) < 4 * rank:
         raise ValueError(
             f"Expected an IDX file of bytes in `{source}`, but its header is another. Fetch the "
             "file again."
         )
     shape = tuple(np.frombuffer(header, dtype=">u4").tolist())
+    found = "far fewer"
     # before memory is asked for: a corrupt header may promise any number of bytes
-    if math.prod(shape) > _DEFLATE * source.stat().st_size:
-        raise ValueError(
-            f"Expected {shape} bytes in `{source}`, but it has {source.stat().st_size}: the file "
-            "is truncated or corrupt. Fetch it again."
-        )
-    data = np.empty(shape, dtype=np.uint8)
-    body, got = data.reshape(-1).data, 0
-    while count := file.readinto(body[got : got + _PIECE]):  # type: ignore[attr-defined]
-        got += count
-    if got < len(body) or file.read(1):
+    if math.prod(shape) <= _DEFLATE * source.stat().st_size:
+        data = np.empty(shape, dtype=np.uint8)
+        body, got = data.reshape(-1).data, 0
+        while count := file.readinto(body[got : got + _PIECE]):  # type: ignore[attr-defined]
+            got += count
+        if got == len(body) and not file.read(1):
+            return data
         found = "fewer" if got < len(body) else "more"
-        raise ValueError(
-            f"Expected {shape} bytes in `{source}`, but got {found}: the file is truncated or "
-            "corrupt. Fetch it again."
-        )
-    return data
+    raise ValueError(
+        f"Expected {shape} bytes in `{source}`, but got {found}: the file is truncated or corrupt. "
+        "Fetch it again."
+    )
 
 
 _PIECE = 1 << 16  # bytes read at a time: what is unzipped is held twice meanwhile
 _DEFLATE = 1032  # zlib's largest ratio
-
-
-def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    """Stand-in for ``_codecs.encode``, which Python 3 writes for bytes; no other codec."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"the codec {encoding} is not allowed")
-    return text.encode("latin1")
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles numbers, strings, lists, dicts and numpy arrays; calls nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1
-        # Files of numpy 1 and 2 name the same functions in two places.
-        module = module.replace("numpy._core", "numpy.core")
-        if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
-            return np.ndarray.__reduce__(np.empty(0))[0]
-        if (module, name) == ("numpy.core.numeric", "_frombuffer"):
-            return np.empty(0).__reduce_ex__(5)[0]
-        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
-            return getattr(np, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
-
-
-def read_pickle(path: Path) -> dict[str, Any]:
-    """Read a dict of arrays, lists and strings from a pickle, without running any code in it.
-
-    Raises:
-        ValueError: If the file is corrupt, or asks for anything but numpy arrays.
-    """
-    try:
-        with path.open("rb") as file:
-            content = _ArrayUnpickler(file, encoding="latin1").load()
-    except Exception as error:  # a corrupt pickle raises whatever it happens upon
-        raise ValueError(
-            f"Cannot read `{path}`: {error}. Fetch the file again from a source you trust."
-        ) from None
-    if not isinstance(content, dict):
-        raise ValueError(f"Expected a dict in `{path}`, but got {type(content).__name__}.")
-    return content
 
 
 def read_cifar_batch(path: Path, label_key: str) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,12 @@
 """Whole batches from a set of images to the training loop: what a batch is, and who delivers it."""
 
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Any, NamedTuple, Self, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -21,7 +24,7 @@ class Batch(NamedTuple):
     labels: Tensor
     """Classes, long, shape ``(B,)``; -1 where there is none."""
     seed: int | None
-    """Seed of the augmentation; None for none."""
+    """Seed of the augmentation of all processes' batch; None for none."""
     bad: tuple[str, ...] = ()
     """Files that could not be read and were passed over."""
     paths: tuple[str, ...] = ()
@@ -97,6 +100,44 @@ class BatchLoader(DataLoader[Any]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on after the batches that were given out, should the next epoch be that epoch."""
         self._resume = (state["epoch"], state["batches"])
+        self._given = state["batches"]
+
+    def names(self, batch: int) -> list[str]:
+        """What this process's samples of a batch of this epoch are: files, or places in the set.
+
+        They are asked of the sampler anew, so that no batch has to carry them. With "skip" for
+        unreadable files, such a one is named and not its substitute.
+        """
+        sampler = copy(cast(TrainBatches, self.sampler))
+        sampler.start = batch
+        indices = next(iter(sampler)).indices.tolist()
+        path = getattr(self._images, "path", None)
+        return [f"image {i}" if path is None else str(path(i)) for i in indices]
+
+    def glance(self, count: int) -> Tensor:
+        """At most ``count`` images, evenly spaced over the set, without augmentation: ``uint8``."""
+        count = min(count, len(self._images))
+        indices = np.arange(count) * len(self._images) // count
+        batch = self.dataset[BatchRequest(indices, epoch=0, seed=None)]
+        if isinstance(batch, Exception):
+            raise batch
+        images: Tensor = batch.images[0]
+        return images
+
+    @property
+    def _images(self) -> Any:
+        return self.dataset.images  # type: ignore[attr-defined]  # that of either data set
+
+
+def outlive_signals(worker: int) -> None:
+    """Have a worker ignore what a scheduler sends to every process of a job that it wants to end.
+
+    The main process decides what to do, and its workers end when it does. A worker that ended by
+    itself would end it too, with an error in the middle of a step.
+    """
+    for number in signal.Signals:
+        if number.name in ("SIGTERM", "SIGUSR1"):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _report(bad: set[str], total: int) -> None:

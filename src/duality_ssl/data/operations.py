@@ -1,11 +1,13 @@
 """What batched operations share: whom they change, and how much is done at a time."""
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 import torch
 from torch import Tensor
 
 
-class Operation:
+class Operation(ABC):
     """Something done to some samples of a batch, each with its own parameters.
 
     Args:
@@ -17,6 +19,7 @@ class Operation:
         self.drawn: list[bool] = drawn.tolist()
         self.device = device
 
+    @abstractmethod
     def change(self, images: Tensor, samples: list[int]) -> Tensor:
         """What the images become; they may be overwritten.
 
@@ -24,7 +27,6 @@ class Operation:
             images: Shape ``(n, C, H, W)``.
             samples: Which of the batch they are.
         """
-        raise NotImplementedError
 
     def __call__(self, images: Tensor, first: int = 0) -> Tensor:
         """Change the drawn ones of ``images``, sample ``first`` of the batch and on, in place."""

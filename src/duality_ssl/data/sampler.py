@@ -18,9 +18,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 from duality_ssl.distributed import rank, world_size
 
-ORDER, AUGMENT, CROP, SUBSET, PROBE = range(
-    5
-)  # what a derived seed is for: streams must not coincide
+# what a derived seed is for: streams must not coincide
+ORDER, AUGMENT, CROP, SUBSET, PROBE, STEP = range(6)
 
 
 def derive_seed(purpose: int, *parts: int) -> int:
@@ -37,7 +36,7 @@ class BatchRequest(NamedTuple):
     epoch: int
     """Epoch, for draws made a sample at a time."""
     seed: int | None
-    """Seed of the batch's augmentation; None asks for images without any."""
+    """Seed of the augmentation of all processes' batch; None asks for images without any."""
 
 
 class _BatchSampler(DistributedSampler, SequentialSampler):
@@ -84,7 +83,8 @@ class TrainBatches(_BatchSampler):
             order = torch.randperm(self.size, generator=generator).numpy()
         for batch in range(self.start, len(self)):
             first = (batch * self.num_replicas + self.rank) * self.batch_size
-            seed = derive_seed(AUGMENT, self.seed, self.epoch, batch, self.rank)
+            # of the whole batch, whoever has which part of it: the last 0 names no process
+            seed = derive_seed(AUGMENT, self.seed, self.epoch, batch, 0)
             yield BatchRequest(order[first : first + self.batch_size].copy(), self.epoch, seed)
 
     def __len__(self) -> int:

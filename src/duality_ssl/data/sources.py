@@ -1,6 +1,5 @@
 """Registry of image sources, and those that fit into memory."""
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor
 
 from duality_ssl.data import formats
+from duality_ssl.data.pickles import read_pickle
+from duality_ssl.nearest import did_you_mean
 
 Split = Literal["pretrain", "train", "val"]
 
@@ -136,7 +137,10 @@ def register_source(name: str) -> Callable[[_T], _T]:
 
     def register(source: _T) -> _T:
         if name in _SOURCES:
-            raise ValueError(f"Image source `{name}` is already registered.")
+            raise ValueError(
+                f"Image source `{name}` is already registered: take another name for "
+                f"{source.__name__}."
+            )
         _SOURCES[name] = source
         return source
 
@@ -155,10 +159,9 @@ def create_source(name: str, root: Path | str | None = None) -> ImageSource:
         ValueError: If there is none; says the nearest names.
     """
     if name not in _SOURCES:
-        near = difflib.get_close_matches(name.lower().replace("-", "_"), _SOURCES, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ValueError(
-            f"Unknown image source {name!r}: {hint}Available: {', '.join(available_sources())}."
+            f"Unknown image source {name!r}.{did_you_mean(name, _SOURCES)} "
+            f"Available: {', '.join(available_sources())}."
         )
     return _SOURCES[name](None if root is None else Path(root))
 
@@ -168,7 +171,7 @@ def _labels(labels: Tensor, classes: Sequence[str], where: Path) -> Tensor:
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
         raise ValueError(
             f"Expected labels 0 to {len(classes) - 1} in `{where}`, but got "
-            f"{int(labels.min())} to {int(labels.max())}."
+            f"{int(labels.min())} to {int(labels.max())}. Fetch the files again."
         )
     return labels
 
@@ -244,7 +247,7 @@ class FashionMNIST(ImageSource):
         if images.ndim != 3 or labels.shape != images.shape[:1]:
             raise ValueError(
                 f"Expected as many labels as images in `{folder}`, but got shapes "
-                f"{images.shape} and {labels.shape}."
+                f"{images.shape} and {labels.shape}. Fetch the files again."
             )
         classes = _labels(torch.from_numpy(labels).long(), self.class_names, folder / names[1])
         return ArrayImages(torch.from_numpy(images).unsqueeze(1), classes)
@@ -260,6 +263,11 @@ class _Cifar(ImageSource):
     test_files: ClassVar[tuple[str, ...]]
     label_key: ClassVar[str]
 
+    @property
+    @abstractmethod
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes."""
+
     def _find(self) -> Path:
         files = (*self.train_files, *self.test_files)
         root = self._root(f"{self.folder}/ (the python version)")
@@ -271,9 +279,7 @@ class _Cifar(ImageSource):
         files = self.test_files if split == "val" else self.train_files
         batches = [formats.read_cifar_batch(folder / name, self.label_key) for name in files]
         images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-        names = self.class_names
-        assert names is not None
-        return ArrayImages(images, _labels(labels, names, folder))
+        return ArrayImages(images, _labels(labels, self.class_names, folder))
 
 
 @register_source("cifar10")
@@ -315,7 +321,7 @@ class CIFAR100(_Cifar):
     def class_names(self) -> tuple[str, ...]:
         """Names of the hundred fine classes, from the file ``meta``; numbers without it."""
         meta = self._find() / "meta"
-        names = formats.read_pickle(meta).get("fine_label_names") if meta.is_file() else None
+        names = read_pickle(meta).get("fine_label_names") if meta.is_file() else None
         return tuple(names) if names else tuple(map(str, range(100)))
 
 

@@ -223,6 +223,10 @@ def _standardisation(
     mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """What is added to and multiplied with each channel, ``(1, C, 1, 1)``."""
+    if not all(s > 0 for s in std):
+        raise ValueError(
+            f"Expected the images' source to have a positive `std` for each channel, but got {std}."
+        )
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=dtype)
     factor = torch.tensor([1 / s for s in std], dtype=dtype)
     return upload(shift.view(1, -1, 1, 1), device), upload(factor.view(1, -1, 1, 1), device)

@@ -1,0 +1,90 @@
+"""Batch norm over all processes where PyTorch has none: on a CPU."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from duality_ssl.distributed import processes
+
+_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def synchronize_batch_norm(module: nn.Module, device: torch.device) -> None:
+    """Have a Trainer's ``sync_batchnorm`` do for a network what it says, or say that it cannot.
+
+    Lightning replaces each batch norm by ``torch.nn.SyncBatchNorm``, which takes no CPU tensors: on
+    a CPU this puts `SyncBatchNorm` in their places first, with the same parameters and names. What
+    a norm does besides, such as the activation inside timm's ``BatchNormAct2d``, gets lost in
+    either replacement: a network with such a norm is refused.
+
+    Args:
+        module: The network, changed in place.
+        device: Where it will be trained.
+
+    Raises:
+        ValueError: If the network has a batch norm that does more than PyTorch's.
+    """
+    for name, child in module.named_children():
+        if not isinstance(child, _BatchNorm):
+            synchronize_batch_norm(child, device)
+        elif type(child) not in _PLAIN:
+            raise ValueError(
+                "Expected `sync_batchnorm` for PyTorch's own batch norms, but the backbone has "
+                f"{type(child).__name__}, which does more and would lose it. Take another backbone "
+                "or set --trainer.sync_batchnorm false."
+            )
+        elif device.type == "cpu":
+            setattr(module, name, SyncBatchNorm(child))
+
+
+class SyncBatchNorm(_NormBase):
+    r"""Batch norm with the mean and variance of all processes' rows, exactly differentiable.
+
+    .. math:: \mu = \tfrac{1}{W} \sum_w \mu_w, \qquad
+        \sigma^2 = \tfrac{1}{W} \sum_w \sigma_w^2 + \tfrac{1}{W} \sum_w (\mu_w - \mu)^2
+
+    for W processes with equally many rows. It is no ``_BatchNorm``, which Lightning would replace.
+
+    Args:
+        norm: The layer whose place it takes, and whose parameters and buffers it goes on with.
+    """
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, affine=False)
+        self.affine, self.track_running_stats = norm.affine, norm.track_running_stats
+        self._parameters.update(norm._parameters)
+        self._buffers.update(norm._buffers)
+        self.train(norm.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``(N, C, ...)``; in evaluation each process by itself."""
+        if not self.training:
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(x, mean, var, self.weight, self.bias, mean is None, eps=self.eps)
+        full = x if x.dtype == torch.float64 else x.float()
+        across = [0, *range(2, x.ndim)]
+        own = torch.stack(torch.var_mean(full, across, correction=0))
+        everyone = processes()
+        variances, means = everyone.gather(own[None]).unbind(1)  # (W, C) each
+        mean = means.mean(0)
+        variance = variances.mean(0) + means.var(0, correction=0)
+        self._track(mean.detach(), variance.detach(), everyone.world_size * x.numel() // x.shape[1])
+        shape = (1, -1, *(1 for _ in across[1:]))
+        out = (full - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)
+        if self.weight is not None:
+            out = out * self.weight.view(shape)
+        if self.bias is not None:
+            out = out + self.bias.view(shape)
+        return out.to(x.dtype)
+
+    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Move the running statistics, as ``torch.nn.BatchNorm2d`` does."""
+        if self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        momentum = self.momentum
+        weight = 1.0 / self.num_batches_tracked.item() if momentum is None else momentum
+        self.running_mean.lerp_(mean.to(self.running_mean), weight)
+        self.running_var.lerp_((variance * count / max(1, count - 1)).to(self.running_var), weight)

@@ -1,0 +1,75 @@
+"""Which classes a file may name that its reader did not: a config, a checkpoint of somebody else.
+
+A config names classes, and to name a class is to have its module imported: code is run. That is
+what it is for where the user passes the config; the config that is found beside a checkpoint, and
+the arguments inside one, may be anybody's.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import set_parsing_settings
+from jsonargparse._common import parsing_settings
+
+_KNOWN = ["datetime.timedelta", "duality_ssl", "lightning", "pl_bolts", "torch.optim"]
+_CALLS_ANYTHING = ["lightning.pytorch.callbacks.lambda_function"]
+
+
+@contextmanager
+def imports_as_before() -> Iterator[None]:
+    """Forget at the end what `limit_imports` has said: jsonargparse would keep it for ever."""
+    before = dict(parsing_settings)
+    try:
+        yield
+    finally:
+        parsing_settings.update(before)
+
+
+def limit_imports(named: Iterable[str]) -> None:
+    """Have jsonargparse refuse every class and function from elsewhere than known packages.
+
+    Args:
+        named: Modules of the user's own, which are allowed too.
+    """
+    own = [name for name in named if name.partition(".")[0] != "jsonargparse"]
+    set_parsing_settings(
+        import_path_denylist=["*", *_CALLS_ANYTHING],
+        import_path_allowlist=[*_KNOWN, *own],
+        instantiate_subclass_spec_in_any=False,
+    )
+
+
+def named_modules(words: Sequence[str], configs: Iterable[Path]) -> set[str]:
+    """Modules of the classes and functions that a command line and its configs name."""
+    values = [word.partition("=")[2] if word.startswith("--") else word for word in words]
+    texts = [value for value in values if not _is_there(value)]
+    texts += [config.read_text("utf-8", "replace") for config in configs if config.is_file()]
+    paths = [leaf for text in texts for leaf in _leaves(_parsed(text))]
+    dotted = [path for path in paths if all(part.isidentifier() for part in path.split("."))]
+    return {path.rpartition(".")[0] for path in dotted if "." in path}
+
+
+def _is_there(value: str) -> bool:
+    try:
+        return Path(value).exists()
+    except OSError:  # longer than a name can be
+        return False
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):  # who reads it next says what is wrong
+        return None
+
+
+def _leaves(content: Any) -> Iterator[str]:
+    """The strings in nested lists and mappings."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, dict | list):
+        for child in content.values() if isinstance(content, dict) else content:
+            yield from _leaves(child)
