@@ -43,9 +43,10 @@ ALLOWED = {
         *("criteria", "projector", "backbones", "optim", "distributed", "weights"),
         *("batch_norm", "imports", "strategy"),
     },
+    "arguments": {"callbacks", "config_files", "imports", "messages", "methods", "runs"},
     "cli": {
-        *("callbacks", "checkpoint_io", "config_files", "data", "imports", "loggers", "memory"),
-        *("messages", "methods", "runs", "strategy"),
+        *("arguments", "callbacks", "checkpoint_io", "config_files", "data", "imports", "loggers"),
+        *("memory", "messages", "methods", "runs", "strategy"),
     },
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

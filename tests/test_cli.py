@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from duality_ssl import JointEmbedding
-from duality_ssl.cli import Command, main, method_names, with_config_of_run
+from duality_ssl.arguments import method_names, with_config_of_run
+from duality_ssl.cli import Command, main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DIGITS = str(CONFIGS / "data/digits.yaml")

@@ -271,6 +271,25 @@ def test_one_command_starts_goes_on_and_is_complete(
     assert not list(run.glob("config-until*"))
 
 
+def test_the_best_of_the_last_step_is_not_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between the last validation and ``last.ckpt`` leaves it as the newest."""
+    monkeypatch.chdir(tmp_path)
+    limits = ["--trainer.max_epochs=-1", "--trainer.max_steps", "4"]
+    words = [*FIT, *limits, *LAST]
+    main(words)
+    folder = Path("runs/digits/VICReg/version_0/checkpoints")
+    whole = torch.load(folder / "last.ckpt", weights_only=True)
+    (folder / "last.ckpt").rename(folder / "best.ckpt")
+    assert (newest := newest_checkpoint(folder.parent)) is not None
+    assert (newest.path.stem, newest.step) == ("best", 4)
+    main(words)
+    again = torch.load(folder / "last.ckpt", weights_only=True)
+    for name, weight in whole["state_dict"].items():
+        assert torch.equal(weight, again["state_dict"][name])
+
+
 @pytest.mark.parametrize("given", ["folder", "file", "absolute"])
 def test_explicit_run_goes_on_in_its_folder(
     given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
