@@ -352,7 +352,9 @@ NETWORKS = {
 
 SETS = {
     "unknown source": case(fit("--data.source digts"), "'digts'", "Did you mean digits?"),
-    "source of no name": case(fit("--data.source ''"), "Unknown image source ''", "Available: cif"),
+    "source of no name": case(
+        fit("--data.source ''"), "Unknown image source ''", "Available: ", "cifar10"
+    ),
     "no root": case(
         f"fit --model VICReg {LIGHT} --data.source cifar10", "`data.root`", "cifar-10-batches-py"
     ),

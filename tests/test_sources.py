@@ -307,7 +307,7 @@ def test_fashion_mnist_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_pat
     [
         ("fashion-mnist", "Did you mean fashion_mnist"),
         ("CIFAR10", "Did you mean cifar10, cifar100"),
-        ("xyz", "image source 'xyz'. Available: cifar10, cifar100, digits"),
+        ("xyz", "image source 'xyz'. Available: .*cifar10, cifar100, digits"),
     ],
 )
 def test_unknown_source_names_the_nearest(name: str, hint: str) -> None:
