@@ -138,13 +138,15 @@ def test_second_derivative_is_refused(name: str, n: int, d: int) -> None:
 
 
 @pytest.mark.parametrize("name", EXPORTED)
-def test_compiles_into_one_graph(name: str) -> None:
+@pytest.mark.parametrize("autocast", [False, True], ids=["float64", "within autocast"])
+def test_compiles_into_one_graph(name: str, autocast: bool) -> None:
     torch.compiler.reset()
     criterion = build(name)
     compiled = torch.compile(criterion, backend="aot_eager", fullgraph=True)
     z1, z2 = make_views(4, 6)
-    expected = value_and_gradients(criterion, z1, z2)
-    torch.testing.assert_close(value_and_gradients(compiled, z1, z2), expected)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected = value_and_gradients(criterion, z1, z2)
+        torch.testing.assert_close(value_and_gradients(compiled, z1, z2), expected)
 
 
 @each_variant

@@ -100,16 +100,16 @@ class OffDiagonalCross(Function):
             for at in side.pieces(view1.x):
                 a, all_a = _with_all(side, view1, all1, at)
                 b, all_b = _with_all(side, view2, all2, at)
-                grad1[at] = view1.gradient(side.times(weights[0], all_b, a), a, along1, at)
-                grad2[at] = view2.gradient(side.times(transposed, all_a, b), b, along2, at)
+                grad1[at] = view1.gradient(side.times(weights[0], all_b), a, along1, at)
+                grad2[at] = view2.gradient(side.times(transposed, all_a), b, along2, at)
         else:
             on_products = (grad_products - 2 * grad_value * products)[:, None]
             for at in side.pieces(view1.x):
                 a, all_a = _with_all(side, view1, all1, at)
                 b, all_b = _with_all(side, view2, all2, at)
                 on = on_products[at[0]]
-                grad_a = side.times(weights[1], all_a, a).addcmul_(b, on)
-                grad_b = side.times(weights[0], all_b, b).addcmul_(a, on)
+                grad_a = side.times(weights[1], all_a).addcmul_(b, on)
+                grad_b = side.times(weights[0], all_b).addcmul_(a, on)
                 along1, along2 = (
                     side.over_entries((grad * v).sum(dim=1, keepdim=True))
                     for grad, v in ((grad_a, a), (grad_b, b))
@@ -182,7 +182,7 @@ class HalfLogDets(Function):
             for i, (view, mine, others, partner) in enumerate(
                 ((view1, a, all_a, b), (view2, b, all_b, a))
             ):
-                grad = side.times(weights[i], others, mine).addcmul_(partner, on[at[0]])
+                grad = side.times(weights[i], others).addcmul_(partner, on[at[0]])
                 along = alongs[i] if side.own else (grad * mine).sum(dim=1, keepdim=True)
                 results[i][at] = view.gradient(grad, mine, along, at)
         return None, None, *results, *(None,) * 6
@@ -248,7 +248,7 @@ class CenteredViews(Function):
             for i, x in enumerate((x1, x2)):
                 a = shifted(x, means[i], at)
                 others = shifted(*alls[i], at) if side.by_rows else a
-                grad = side.times(weights[i], others, a)
+                grad = side.times(weights[i], others)
                 if not side.own:
                     grad.addcmul_(a, on_norms[i][at[0], None])
                 results[i][at] = grad.add_(difference) if i == 0 else grad.sub_(difference)

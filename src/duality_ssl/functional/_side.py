@@ -47,10 +47,10 @@ class Side:
         """Add the products of a piece of this process's with the same piece of :meth:`all`."""
         gram.addmm_(a, b.T) if self.own else gram.addmm_(a.T, b)
 
-    def times(self, weights: Tensor, b: Tensor, like: Tensor) -> Tensor:
-        """Gradient of :meth:`add` in ``a``, laid out as it is: dimensions are rows transposed."""
+    def times(self, weights: Tensor, b: Tensor) -> Tensor:
+        """Gradient of :meth:`add` in ``a``, with rows in memory that are samples, as in ``z``."""
         left, right = (weights, b) if self.own else (b, weights.T)
-        return left @ right if like.is_contiguous() else (right.T @ left.T).T
+        return left @ right if self._samples == 0 else (right.T @ left.T).T
 
     def all(self, x: Tensor) -> Tensor:
         """The vectors that this process's are multiplied with."""
