@@ -80,11 +80,11 @@ class SyncBatchNorm(_NormBase):
 
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
         """Move the running statistics, as ``torch.nn.BatchNorm2d`` does."""
-        if self.running_mean is None or self.running_var is None:
+        batches = self.num_batches_tracked
+        if self.running_mean is None or self.running_var is None or batches is None:
             return
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked += 1
+        batches += 1  # in place: it is the buffer
         momentum = self.momentum
-        weight = 1.0 / self.num_batches_tracked.item() if momentum is None else momentum
+        weight = 1.0 / batches.item() if momentum is None else momentum
         self.running_mean.lerp_(mean.to(self.running_mean), weight)
         self.running_var.lerp_((variance * count / max(1, count - 1)).to(self.running_var), weight)
