@@ -147,16 +147,16 @@ def dcl(z1: Array, z2: Array, temperature: float, similarity: str, normalization
     return pair_contrast(z1, z2, temperature, similarity, normalization, with_positive=False)
 
 
-def spectral_contrastive(z1: Array, z2: Array, radius: float) -> float:
+def spectral_contrastive(z1: Array, z2: Array, mu: float) -> float:
     def shortened(row: Array) -> Array:
         norm = math.sqrt(sum(x * x for x in row))
-        return row * math.sqrt(radius) / norm if norm > math.sqrt(radius) else row
+        return row * math.sqrt(mu) / norm if norm > math.sqrt(mu) else row
 
     n = len(z1)
     h1, h2 = [shortened(row) for row in z1], [shortened(row) for row in z2]
     positive = sum(float(h1[i] @ h2[i]) for i in range(n)) / n
     negative = sum(float(h1[i] @ h2[j]) ** 2 for i in range(n) for j in range(n) if i != j)
-    return (-2 * positive + negative / (n * (n - 1))) / radius
+    return (-2 * positive + negative / (n * (n - 1))) / mu
 
 
 def vicreg(z1: Array, z2: Array, invariance: float, variance: float, covariance: float) -> float:
@@ -179,8 +179,30 @@ def vicreg_exp(
     return vicreg(z1, z2, invariance, variance, 0) + covariance * repulsion
 
 
-def vicreg_ctr(z1: Array, z2: Array, **arguments: float) -> float:
-    return vicreg_exp(z1.T, z2.T, **arguments)
+def vicreg_ctr(
+    z1: Array,
+    z2: Array,
+    invariance: float,
+    variance: float,
+    covariance: float,
+    temperature: float,
+) -> float:
+    n, d = z1.shape
+    loss = invariance * mean_squared_error(z1, z2)
+    for z in (z1, z2):
+        means = [sum(z[:, j]) / n for j in range(d)]
+        rows = [[z[i, j] - means[j] for j in range(d)] for i in range(n)]
+        for i in range(n):
+            mean = sum(rows[i]) / d
+            std = math.sqrt(sum((x - mean) ** 2 for x in rows[i]) / (d - 1) + 1e-4)
+            loss += variance * max(0.0, 1 - std) / (2 * n)
+            products = [
+                sum(a * b for a, b in zip(rows[i], rows[j], strict=True)) / (d - 1)
+                for j in range(n)
+                if j != i
+            ]
+            loss += covariance * logsumexp([p / temperature for p in products]) / n
+    return loss
 
 
 def barlow_twins(z1: Array, z2: Array, redundancy: float, scale: float) -> float:
@@ -211,7 +233,7 @@ CONTRASTS = [
 CRITERIA: dict[str, tuple[Callable[..., float], list[dict[str, Any]]]] = {
     "SimCLR": (simclr, CONTRASTS),
     "DCL": (dcl, CONTRASTS),
-    "SpectralContrastive": (spectral_contrastive, [{}, {"radius": 3.0}]),
+    "SpectralContrastive": (spectral_contrastive, [{}, {"mu": 3.0}]),
     "VICReg": (vicreg, [{}, {"invariance": 1, "variance": 2, "covariance": 3}]),
     "VICRegExp": (vicreg_exp, [{}, {"covariance": 1, "temperature": 0.5}]),
     "VICRegCtr": (vicreg_ctr, [{}, {"covariance": 1, "temperature": 0.5}]),

@@ -194,7 +194,7 @@ def textbook_cases() -> dict[str, tuple[str, dict[str, Any], Callable[..., float
             references.barlow_twins,
         ),
         "tcr": ("tcr", {"invariance": 100, "distortion": 0.2}, references.tcr),
-        "spectral": ("spectral_contrastive", {"radius": 1.0}, references.spectral_contrastive),
+        "spectral": ("spectral_contrastive", {"mu": 1.0}, references.spectral_contrastive),
         "simclr": ("simclr", {"temperature": 0.15, **same}, references.simclr),
         "dense": ("simclr_dense", {"temperature": 0.15, **same}, references.simclr),
         "dcl": ("dcl", {"temperature": 0.1, **same}, references.dcl),

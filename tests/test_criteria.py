@@ -360,7 +360,7 @@ def test_unknown_name_is_refused_with_the_valid_ones(name: str, argument: str, v
     [
         ("SimCLR", {"temperature": 0.15, "similarity": "cosine", "normalization": "embeddings"}),
         ("DCL", {"temperature": 0.1, "similarity": "cosine", "normalization": "embeddings"}),
-        ("SpectralContrastive", {"radius": 1.0}),
+        ("SpectralContrastive", {"mu": 1.0}),
         ("VICReg", {"invariance": 25, "variance": 25, "covariance": 1}),
         ("VICRegExp", {"invariance": 25, "variance": 25, "covariance": 2.5, "temperature": 0.1}),
         ("VICRegCtr", {"invariance": 25, "variance": 25, "covariance": 3.75, "temperature": 0.15}),
