@@ -6,7 +6,7 @@
 The digits with ``configs/data/digits.yaml``, whose evaluation set takes no part: a fifth of the
 training images, the same for every run, is what the accuracies are of. The weight is half, once and
 twice that of the identity with DCL, ``covariance = invariance * temperature``. A row is kept in
-``docs/results/vicreg_ctr.jsonl`` as soon as it is there; the rows that are there are not run again.
+``docs/results/sweeps/vicreg_ctr.jsonl`` as soon as it is there; the rows that are there are not run again.
 """
 
 import argparse
@@ -23,7 +23,7 @@ TEMPERATURES = (0.1, 0.15, 0.25, 0.5)
 FACTORS = (0.5, 1.0, 2.0)  # of the identity's weight
 SEEDS = (0, 1, 2)
 INVARIANCE = 25
-ROWS = FIGURES / "vicreg_ctr.jsonl"
+ROWS = FIGURES / "sweeps" / "vicreg_ctr.jsonl"
 PAGE = ROOT / "docs" / "results.md"
 
 
@@ -69,6 +69,7 @@ def sweep() -> None:
     for seed, temperature, factor in itertools.product(SEEDS, TEMPERATURES, FACTORS):
         if (temperature, factor, seed) not in done:
             row = run(temperature, factor, seed)
+            ROWS.parent.mkdir(exist_ok=True)
             with ROWS.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
