@@ -6,7 +6,7 @@
 The digits with ``configs/data/digits.yaml``, whose evaluation set takes no part: a fifth of the
 training images, the same for every run, is what the accuracies are of. The weight is half, once and
 twice that of the identity with DCL, ``covariance = invariance * temperature``. A row is kept in
-``docs/results/sweeps/vicreg_ctr.jsonl`` as soon as it is there; the rows that are there are not run again.
+``docs/results/sweeps/vicreg_ctr.jsonl`` as soon as it is there, and is not run again.
 """
 
 import argparse
