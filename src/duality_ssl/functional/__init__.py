@@ -9,8 +9,8 @@ side. The log-sum-exp of a matrix has no other side: it is taken in tiles.
 Precision: every public function of a tensor leaves autocast and computes half precision in
 float32; float64 stays float64.
 
-Derivatives: what multiplies matrices has a first derivative only, and says so when it is asked for
-a graph of it (``create_graph=True``).
+Derivatives: what multiplies matrices by a backward pass of its own has a first derivative only, and
+says so when it is asked for a graph of it (``create_graph=True``).
 
 **The limit of the far side.** An off-diagonal sum that is computed on the other side is a
 difference of sums of squares, so its absolute error is about ``eps`` times the fourth-norm sums of

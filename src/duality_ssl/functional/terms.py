@@ -12,6 +12,7 @@ from duality_ssl.functional._pairs import CenteredViews, HalfLogDets, OffDiagona
 from duality_ssl.functional._products import dimension_gram, full_precision
 from duality_ssl.functional._vectors import Vectors, as_they_are
 from duality_ssl.functional.normalization import (
+    batch_normalized,
     centered,
     normalize_centered_rows,
     rows_in_ball,
@@ -245,8 +246,18 @@ def cross_correlation(
         The scalar :math:`\sum_{i \ne j} X_{ij}^2`, computed on the smaller side, and the diagonal
         :math:`X_{jj}` of shape ``(D,)``.
     """
+    if len(z1) > z1.shape[1] and processes.world_size == 1:
+        return _whole_cross_correlation(z1, z2)
     views = [unit_columns(z.detach(), processes=processes) for z in (z1, z2)]
     return _cross(z1.T, z2.T, views[0], views[1], 1, processes)
+
+
+def _whole_cross_correlation(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`cross_correlation` as published: where D x D is the small side, nothing is faster."""
+    (h1, constant1), (h2, constant2) = batch_normalized(z1), batch_normalized(z2)
+    x = (h1.T @ h2 / len(z1)).masked_fill(constant1[:, None] | constant2, 0)
+    diagonal = x.diagonal()
+    return (x - diagonal.diag()).square().sum(), diagonal
 
 
 @full_precision
