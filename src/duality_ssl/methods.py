@@ -58,7 +58,7 @@ class JointEmbedding(LightningModule):
         scheduler: Builds a scheduler that replaces warm-up and cosine; stepped once an epoch.
         base_lr: Learning rate for a global batch of 256; it is scaled linearly,
             ``lr = base_lr * global batch / 256``.
-        weight_decay: Weight decay; biases and norm parameters are exempt.
+        weight_decay: Weight decay; biases, norm parameters and position embeddings are exempt.
         warmup_epochs: Epochs of linear warm-up from 0, before the cosine.
         final_lr_fraction: The cosine ends at this fraction of the learning rate.
         joint_forward: Send both views through the network in one call, so that batch norm sees
