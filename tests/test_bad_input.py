@@ -163,7 +163,7 @@ def bad_image(content: bytes, *says: str, name: str = "a.jpg") -> Case:
 JPEG, PNG = encoded(photo(), "JPEG"), encoded(photo(), "PNG")
 RUN = "--ckpt_path {run}"  # the run that the fixture made
 DATA = partial(SSLDataModule, "digits")
-BACKBONE = "registered name, a torchvision ResNet or ConvNeXt, or a timm model"
+BACKBONE = "registered name, a torchvision ResNet or ConvNeXt, a timm model"
 WIDTHS = "widths of 1 to 1048576 or the letter d, joined by single hyphens"
 
 WORDS = {
@@ -805,12 +805,10 @@ CALLS = {
         "one label an image",
     ),
     "source of a taken name": case(
-        lambda: register_source("digits")(sources.ImageSource),
-        "`digits` is already registered",
-        "take another name",
+        lambda: register_source("digits")(sources.CIFAR10), "'digits' is taken", "another one"
     ),
     "backbone of a taken name": case(
-        lambda: backbones.register_backbone(resnet18), "'resnet18' is taken", "rename the function"
+        lambda: backbones.register_backbone(resnet18), "'resnet18' is taken", "another one"
     ),
     "features of NaN": case(
         partial(evaluation.linear_top1, ONES * torch.nan, LABELS, ONES, LABELS),
