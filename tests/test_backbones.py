@@ -186,9 +186,11 @@ def test_unknown_name_like_no_other() -> None:
         create_backbone("qqqqzzzz")
 
 
-def test_images_without_channels_are_refused() -> None:
-    with pytest.raises(ValueError, match="`in_channels` to be at least 1, but got 0"):
-        create_backbone("resnet18", in_channels=0)
+@pytest.mark.parametrize("in_channels", [0, 1.5, "1"], ids=repr)
+def test_images_without_channels_are_refused(in_channels: object) -> None:
+    for create in (create_backbone, build_backbone):
+        with pytest.raises(ValueError, match=f"to be at least 1, but got {in_channels!r}"):
+            create("resnet18", in_channels=in_channels)
 
 
 def pixels(in_channels: int) -> nn.Module:

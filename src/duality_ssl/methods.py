@@ -129,7 +129,7 @@ class JointEmbedding(LightningModule):
         # a class or a function has no place in a checkpoint that loads with weights_only=True
         self.save_hyperparameters(ignore=["optimizer", "scheduler", "pretrained"])
         self.in_channels = 3 if in_channels is None else in_channels
-        if "in_channels" in self.hparams:
+        if "in_channels" in self.hparams:  # and not in a signature of the method's own
             self.hparams["in_channels"] = self.in_channels
         self.criterion = self.criterion_class(**criterion_args)
         self.backbone = build_backbone(backbone, self.in_channels, image_size)
