@@ -317,6 +317,23 @@ WORDS = {
 
 NETWORKS = {
     "unknown backbone": case(fit("--model.backbone resnet_tin"), "'resnet_tin'", "are resnet_tiny"),
+    "backbone of no module": case(
+        fit("--model.backbone no_module.net"), BACKBONE, "'no_module.net'"
+    ),
+    "backbone that is not in its module": case(
+        fit("--model.backbone duality_ssl.backbones.resnet_tin"),
+        "no 'resnet_tin' in 'duality_ssl.backbones'",
+        "Did you mean resnet_tiny",
+    ),
+    "backbone that is another thing": case(
+        fit("--model.backbone torch.nn.Conv2d"), "function of the number of channels", "Conv2d"
+    ),
+    "source of no module": case(
+        fit("--data.source no_module.Source"), "no module 'no_module'", "Available: cifar10"
+    ),
+    "source that is another thing": case(
+        fit("--data.source duality_ssl.VICReg"), "subclass of ImageSource", "VICReg"
+    ),
     "backbone of no name": case(fit("--model.backbone ''"), BACKBONE, "got ''"),
     "no channel": case(fit("--model.in_channels 0"), "`in_channels`", "at least 1"),
     "other channels than the data's": case(

@@ -72,7 +72,7 @@ def import_path(path: str) -> Any:
         if error.name not in path.split("."):
             raise
         raise ValueError(
-            f"There is no {error.name!r} in {path.partition(f'.{error.name}')[0]!r}."
+            f"There is no {error.name!r} in {getattr(error.obj, '__name__', path)!r}."
             f"{did_you_mean(error.name, dir(error.obj))}"
         ) from error
 
