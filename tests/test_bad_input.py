@@ -163,7 +163,7 @@ def bad_image(content: bytes, *says: str, name: str = "a.jpg") -> Case:
 JPEG, PNG = encoded(photo(), "JPEG"), encoded(photo(), "PNG")
 RUN = "--ckpt_path {run}"  # the run that the fixture made
 DATA = partial(SSLDataModule, "digits")
-BACKBONE = "registered name, a torchvision ResNet or ConvNeXt, or a timm model"
+BACKBONE = "registered name, a torchvision ResNet or ConvNeXt, a timm model"
 WIDTHS = "widths of 1 to 1048576 or the letter d, joined by single hyphens"
 
 WORDS = {
@@ -317,6 +317,23 @@ WORDS = {
 
 NETWORKS = {
     "unknown backbone": case(fit("--model.backbone resnet_tin"), "'resnet_tin'", "are resnet_tiny"),
+    "backbone of no module": case(
+        fit("--model.backbone no_module.net"), BACKBONE, "'no_module.net'"
+    ),
+    "backbone that is not in its module": case(
+        fit("--model.backbone duality_ssl.backbones.resnet_tin"),
+        "no 'resnet_tin' in 'duality_ssl.backbones'",
+        "Did you mean resnet_tiny",
+    ),
+    "backbone that is another thing": case(
+        fit("--model.backbone torch.nn.Conv2d"), "function of the number of channels", "Conv2d"
+    ),
+    "source of no module": case(
+        fit("--data.source no_module.Source"), "no module 'no_module'", "Available: cifar10"
+    ),
+    "source that is another thing": case(
+        fit("--data.source duality_ssl.VICReg"), "subclass of ImageSource", "VICReg"
+    ),
     "backbone of no name": case(fit("--model.backbone ''"), BACKBONE, "got ''"),
     "no channel": case(fit("--model.in_channels 0"), "`in_channels`", "at least 1"),
     "other channels than the data's": case(
@@ -805,12 +822,10 @@ CALLS = {
         "one label an image",
     ),
     "source of a taken name": case(
-        lambda: register_source("digits")(sources.ImageSource),
-        "`digits` is already registered",
-        "take another name",
+        lambda: register_source("digits")(sources.CIFAR10), "'digits' is taken", "another one"
     ),
     "backbone of a taken name": case(
-        lambda: backbones.register_backbone(resnet18), "'resnet18' is taken", "rename the function"
+        lambda: backbones.register_backbone(resnet18), "'resnet18' is taken", "another one"
     ),
     "features of NaN": case(
         partial(evaluation.linear_top1, ONES * torch.nan, LABELS, ONES, LABELS),

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from duality_ssl import JointEmbedding
+from duality_ssl import JointEmbedding, VICReg, criteria
 from duality_ssl.arguments import method_names, with_config_of_run
 from duality_ssl.cli import Command, main
 
@@ -42,6 +42,42 @@ def test_fit_writes_config_events_and_checkpoints(run: Path) -> None:
         "previous.ckpt",
         "best.ckpt",
     }
+
+
+def test_channels_are_those_of_the_data(run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["init_args"]["in_channels"] == 1
+    content = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    assert content["hyper_parameters"]["in_channels"] == 1
+    assert VICReg.load_from_checkpoint(run / "checkpoints/last.ckpt").in_channels == 1
+
+
+class OfDigits(JointEmbedding, criterion=criteria.DCL):
+    """A method with its own arguments."""
+
+    def __init__(self, backbone: str = "resnet_tiny", width: int = 8) -> None:
+        super().__init__(backbone=backbone, projector=f"{width}", in_channels=1)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-c", DIGITS, "--model", "VICReg", "--model.in_channels", "1"],
+        ["-c", DIGITS, "--model", "VICReg", "--model.in_channels", "3", "--model.in_channels=null"],
+        ["--model", f"{__name__}.OfDigits"],
+    ],
+    ids=["set", "unset again", "of the method"],
+)
+def test_channels_that_are_set(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
+    main(["fit", *words, *short, "--experiment", "set"])
+    (path,) = Path("runs/set").glob("*/version_0/checkpoints/last.ckpt")
+    main(["predict", "--ckpt_path", str(path)])
+    method = OfDigits if "OfDigits" in str(path) else VICReg
+    assert method.load_from_checkpoint(path).in_channels == 1
 
 
 def test_fit_writes_every_metric(run: Path) -> None:

@@ -313,6 +313,14 @@ def test_channels_of_the_data_must_be_the_backbones() -> None:
         trainer().fit(make(), datamodule=Noise(channels=3))
 
 
+@pytest.mark.parametrize("options", [{}, {"in_channels": None}], ids=["unset", "none"])
+def test_channels_are_three_unless_they_are_set(options: dict[str, None]) -> None:
+    model = VICReg(backbone="resnet_tiny", projector="32-16", **options)
+    assert model.in_channels == model.hparams["in_channels"] == 3
+    with pytest.raises(ValueError, match=r"the data has 1\. Set --model\.in_channels 1"):
+        trainer().fit(model, datamodule=Noise())
+
+
 def test_no_end_of_training_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Set --trainer\.max_epochs or --trainer\.max_steps"):
         trainer(max_epochs=-1).fit(make(), datamodule=Noise())

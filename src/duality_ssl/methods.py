@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from duality_ssl import criteria
-from duality_ssl.backbones import create_backbone
+from duality_ssl.backbones import build_backbone
 from duality_ssl.batch_norm import synchronize_batch_norm
 from duality_ssl.criteria import Criterion
 from duality_ssl.distributed import processes
-from duality_ssl.imports import imports_as_before, limit_imports
+from duality_ssl.imports import imports_as_before, limit_imports, named_modules
 from duality_ssl.optim import LARS, fuse, parameter_groups, scaled_lr, warmup_cosine
 from duality_ssl.projector import create_projector
 from duality_ssl.strategy import check_processes, check_strategy
@@ -46,11 +46,13 @@ class JointEmbedding(LightningModule):
     Args:
         backbone: Name of the network whose features are kept: a torchvision ResNet or ConvNeXt
             (``resnet50``), one with a stem for 32-pixel images (``resnet18_32``), ``resnet_tiny``
-            for a CPU, or any timm name.
+            for a CPU, or any timm name; or the dotted path of a function that builds one
+            (``mine.two_layers``), whose module is imported.
         projector: Widths of the projector's linear layers, ``"8192-8192-2048"``; the letter d
             stands for ``embedding_dim``, as in ``"8192-8192-d"``.
         embedding_dim: Dimensions D of the embeddings, the letter d of ``projector``.
-        in_channels: Channels of the images, 1 for grey ones.
+        in_channels: Channels of the images, 1 for grey ones. On the command line those of the data
+            by default, in Python 3.
         image_size: Side of the images in pixels, for a backbone whose weights depend on it: a
             transformer at another size than its name says.
         optimizer: Builds the optimiser from parameter groups. Learning rate and weight decay are
@@ -96,7 +98,7 @@ class JointEmbedding(LightningModule):
         backbone: str = "resnet50",
         projector: str = "8192-8192-8192",
         embedding_dim: int | None = None,
-        in_channels: int = 3,
+        in_channels: int | None = None,
         image_size: int | None = None,
         optimizer: OptimizerCallable = LARS,
         scheduler: LRSchedulerCallable | None = None,
@@ -126,12 +128,14 @@ class JointEmbedding(LightningModule):
         super().__init__()
         # a class or a function has no place in a checkpoint that loads with weights_only=True
         self.save_hyperparameters(ignore=["optimizer", "scheduler", "pretrained"])
+        self.in_channels = 3 if in_channels is None else in_channels
+        if "in_channels" in self.hparams:  # and not in a signature of the method's own
+            self.hparams["in_channels"] = self.in_channels
         self.criterion = self.criterion_class(**criterion_args)
-        self.backbone = create_backbone(backbone, in_channels, image_size)
+        self.backbone = build_backbone(backbone, self.in_channels, image_size)
         num_features: int = self.backbone.num_features  # type: ignore[assignment]
         self.projector = create_projector(projector, num_features, embedding_dim)
         self.embedding_dim: int = self.projector[-1].out_features  # type: ignore[assignment]
-        self.in_channels = in_channels
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.base_lr = base_lr
@@ -247,7 +251,9 @@ class JointEmbedding(LightningModule):
         """Build the method as a checkpoint says, and fill it; nothing of the file is run.
 
         Lightning's, with other defaults: nothing is unpickled, also of an address, and classes that
-        the arguments inside the file may name are not imported from just anywhere.
+        the arguments inside the file may name are not imported from just anywhere. A backbone at a
+        dotted path is to be named again, ``backbone="mine.two_layers"``, unless it is in the module
+        of the method.
 
         Args:
             *args: Those of `lightning.LightningModule.load_from_checkpoint`.
@@ -257,7 +263,8 @@ class JointEmbedding(LightningModule):
             ValueError: If the file is no checkpoint, or asks for more.
         """
         with imports_as_before():
-            limit_imports({cls.__module__})
+            named = [value for value in kwargs.values() if isinstance(value, str)]
+            limit_imports({cls.__module__} | named_modules(named))
             try:
                 return super().load_from_checkpoint(*args, **{"weights_only": True, **kwargs})
             except (UnpicklingError, ArgumentError, RuntimeError, EOFError) as error:

@@ -75,7 +75,8 @@ class SSLDataModule(LightningDataModule):
 
     Args:
         source: Name of the image source: digits, fashion_mnist, cifar10, cifar100, stl10, folder,
-            imagenet, or one registered with `register_source`.
+            imagenet, or one registered with `register_source`; or the dotted path of a class
+            (``mine.Stripes``), whose module is imported.
         root: Folder of the source's files.
         batch_size: Batch of one process.
         image_size: Side of the views in pixels; the source's own by default.
@@ -311,7 +312,7 @@ class SSLDataModule(LightningDataModule):
             batch_size=None,
             sampler=sampler,
             num_workers=self.num_workers,
-            worker_init_fn=outlive_signals,
+            worker_init_fn=outlive_signals(),
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
