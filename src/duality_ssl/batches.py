@@ -1,4 +1,4 @@
-"""What the steps of a method take from a loader: pairs of views with labels, or plain images."""
+"""What is in a batch: two views with labels for training, one image and its label elsewhere."""
 
 from typing import Any
 
@@ -47,6 +47,18 @@ def one_view(batch: Any) -> tuple[Tensor, Tensor]:
         f"prediction, but got {_describe(batch)}: have that data set return (x, label), one view "
         "of an image without augmentation."
     )
+
+
+def images_of(batch: Any, rows: int) -> list[Tensor]:
+    """The views of ``rows`` images that a batch of anybody's begins with, as far as it has them.
+
+    Args:
+        batch: Of a training loader.
+        rows: Number N of its samples.
+    """
+    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    parts = first if isinstance(first, tuple | list) else [first]
+    return [x for x in parts if isinstance(x, Tensor) and x.ndim > 1 and len(x) == rows]
 
 
 def _describe(batch: Any) -> str:
