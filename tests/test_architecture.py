@@ -35,14 +35,15 @@ ALLOWED = {
     "runs": {"files"},
     "checkpoint_io": {"files"},
     "callbacks": {
-        *("data", "distributed", "evaluation", "files", "functional", "loggers", "neighbours"),
-        "weights",
+        *("batches", "data", "distributed", "evaluation", "files", "functional", "loggers"),
+        *("neighbours", "weights"),
     },
     "batch_norm": {"distributed"},
+    "batches": set(),
     "strategy": {"distributed"},
     "methods": {
         *("criteria", "projector", "backbones", "optim", "distributed", "weights"),
-        *("batch_norm", "imports", "strategy"),
+        *("batch_norm", "batches", "imports", "strategy"),
     },
     "arguments": {"callbacks", "config_files", "imports", "messages", "methods", "runs"},
     "cli": {

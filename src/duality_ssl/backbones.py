@@ -163,6 +163,31 @@ def _built(name: str, build: BackboneBuilder, in_channels: int) -> nn.Module:
     return backbone
 
 
+def check_features(features: Any, rows: int, num_features: int) -> None:
+    """Raise ``ValueError`` for an output of a backbone that is not ``(N, num_features)``.
+
+    Args:
+        features: What the backbone returned.
+        rows: Number N of its images.
+        num_features: Columns that it has by its own account.
+    """
+    if isinstance(features, Tensor) and features.shape == (rows, num_features):
+        return
+    got, remedy = f"a {type(features).__name__}", "return the pooled features alone"
+    if isinstance(features, Tensor):
+        got, remedy = f"{tuple(features.shape)}", "pool them to a row an image"
+        if features.ndim == 3:
+            remedy = "average the tokens, or take the class token"
+        elif features.ndim == 4:
+            remedy = "average the map over its height and width"
+        elif features.ndim == 2 and len(features) == rows:
+            remedy = f"set its `num_features` to {features.shape[1]}"
+    raise ValueError(
+        "Expected the backbone to return features of shape (N, num_features), here "
+        f"{(rows, num_features)}, but got {got}: {remedy} where the backbone is built."
+    )
+
+
 @cache
 def _torchvision_names() -> tuple[str, ...]:
     """Torchvision's ResNets and ConvNeXts, then the ResNets with the small-image suffix."""

@@ -269,7 +269,7 @@ def scaled_lr(base_lr: float, global_batch: int) -> float:
 
 
 def warmup_cosine(
-    optimizer: Optimizer, warmup_steps: int, total_steps: int, floor: float
+    optimizer: Optimizer, warmup_steps: float, total_steps: float, floor: float
 ) -> LambdaLR:
     r"""Schedule every group's learning rate: linear warm-up from zero, then cosine to a floor.
 
@@ -286,7 +286,8 @@ def warmup_cosine(
     Args:
         optimizer: Optimiser whose groups hold the learning rates at the end of the warm-up.
         warmup_steps: Optimiser steps of warm-up; from ``total_steps`` on there is no cosine.
-        total_steps: Optimiser steps of the whole training.
+        total_steps: Optimiser steps of the whole training; ``math.inf`` for one without an end,
+            whose rate stays at its highest after the warm-up.
         floor: Last learning rate as a fraction of the highest; the default is VICReg's.
 
     Returns:
