@@ -34,7 +34,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_fit_writes_config_events_and_checkpoints(run: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["class_path"] == "duality_ssl.VICReg"
-    assert config["model"]["init_args"]["covariance"] == 1
+    model = config["model"]["init_args"]
+    assert model["covariance"] == 1
+    # base_lr and weight_decay of the method replace the optimiser's own
+    assert "betas" in model["optimizer"]["init_args"]
+    assert not {"lr", "weight_decay"} & model["optimizer"]["init_args"].keys()
     assert config["data"]["batch_size"] == 256
     assert list(run.glob("events.out.tfevents.*"))
     assert {path.name for path in (run / "checkpoints").glob("*.ckpt")} == {
