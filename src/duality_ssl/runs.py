@@ -144,6 +144,7 @@ def read_checkpoint(path: Path, of_fit: bool = True) -> Checkpoint:
 def one_before(path: Path) -> str:
     """The end of a sentence on a checkpoint that cannot be used: which other one its run has."""
     run = run_of(path)
+    path = path.absolute()
     others = newest_checkpoint(run, but=path) if path.parent.name == _FOLDER else None
     return f" The one before it: --ckpt_path {others.path}" if others else ""
 
