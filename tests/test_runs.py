@@ -345,7 +345,8 @@ def test_other_values_keep_the_former_config(
     run = Path("runs/digits/VICReg/version_0")
     main([*FIT, "--trainer.max_epochs", "1"])
     former = (run / "config.yaml").read_text()
-    main([*FIT, *LAST, "--trainer.max_epochs", "2"])
+    with pytest.warns(UserWarning, match="other values than before: trainer.max_epochs 1 -> 2"):
+        main([*FIT, *LAST, "--trainer.max_epochs", "2"])
     assert (run / "config-until-step-2.yaml").read_text() == former
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_epochs"] == 2
     assert epochs_of(run) == 2
