@@ -272,7 +272,11 @@ TRIED_BY: dict[str, Callable[[list[str]], None]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:The run goes on with other values than before")
+@pytest.mark.filterwarnings(
+    "ignore:The run goes on with other values than before",
+    "ignore:Without --ckpt_path the network is as it was drawn",
+    r"ignore:\w+ is off",  # images without labels
+)
 @pytest.mark.parametrize("text", sorted(COMMANDS.keys() - OWN.keys()))
 def test_command(text: str, workspace: Path) -> None:
     try_command(COMMANDS[text])
