@@ -7,6 +7,7 @@ import io
 import os
 import shlex
 import struct
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -124,8 +125,6 @@ def forbidden(name: str) -> Callable[[], object]:
             Path(name).mkdir()
         Path(name).chmod(0)
         if os.getuid() == 0:
-            for above in (Path.cwd(), *Path.cwd().parents):  # pytest's, which are root's alone
-                above.chmod(above.stat().st_mode | 0o011)
             os.seteuid(65534)
 
     return scene
@@ -858,21 +857,28 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("bad_input")
     without = "[probe, knn, rankme, duality, guard, views, best_checkpoint]"
     words = f"--trainer.default_root_dir {root} --trainer.max_steps 1 --without '{without}'"
-    main(shlex.split(fit(f"{words} --trainer.limit_val_batches 0")))
+    short = "--trainer.limit_val_batches 0 --model.warmup_epochs 0"
+    main(shlex.split(fit(f"{words} {short}")))
     return root / "digits/VICReg/version_0"
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working folder; whoever root has become there, it is root again after."""
-    monkeypatch.chdir(tmp_path)
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working folder; whoever root has become there, it is root again after.
+
+    It is in none of pytest's, which only their owner may pass through.
+    """
     monkeypatch.delenv("DUALITY_SSL_DEBUG", raising=False)
-    yield tmp_path
-    if os.getuid() == 0:
-        os.seteuid(0)
-    for path in tmp_path.rglob("*"):
-        if not path.is_symlink():
-            path.chmod(0o700)
+    with tempfile.TemporaryDirectory() as name, monkeypatch.context() as patch:
+        folder = Path(name).resolve()
+        folder.chmod(0o711)
+        patch.chdir(folder)
+        yield folder
+        if os.getuid() == 0:
+            os.seteuid(0)
+        for path in folder.rglob("*"):
+            if not path.is_symlink():
+                path.chmod(0o700)
 
 
 def tree(*roots: Path) -> dict[str, bytes | str | int]:
@@ -906,6 +912,7 @@ def refusal(act: str | Callable[[], object], capsys: pytest.CaptureFixture[str])
     return error.removeprefix("duality-ssl: error: ")
 
 
+@pytest.mark.filterwarnings("ignore:Without --ckpt_path the network is as it was drawn")
 @pytest.mark.parametrize("mistake", REFUSED.values(), ids=REFUSED)
 def test_mistake_ends_in_a_sentence(
     mistake: Case, run: Path, here: Path, capsys: pytest.CaptureFixture[str]
@@ -925,11 +932,44 @@ def test_mistake_ends_in_a_sentence(
 
 
 def test_debugging_shows_the_traceback(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    wrong = fit("--model.projector 8192--d")
+    assert refusal(wrong, capsys).endswith(" (DUALITY_SSL_DEBUG=1 shows the traceback.)")
     monkeypatch.setenv("DUALITY_SSL_DEBUG", "1")
     with pytest.raises(ValueError, match="part 2 of '8192--d' is empty"):
-        main(shlex.split(fit("--model.projector 8192--d")))
+        main(shlex.split(wrong))
+
+
+def test_option_that_the_parser_refuses_has_no_traceback_to_show(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "traceback" not in refusal(fit("--trainer.max_epoch 3"), capsys)
+
+
+@pytest.mark.parametrize("is_cause", [True, False])
+def test_bug_while_a_mistake_is_handled_is_shown_whole(
+    is_cause: bool,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Only what is raised *from* the package's error stands for it."""
+
+    def setup(data: SSLDataModule, stage: str) -> None:
+        try:
+            parse_projector("8192--d")
+        except ValueError as mistake:
+            bug = TypeError("a bug of the user's own")
+            bug.__cause__ = mistake if is_cause else None
+            raise bug  # noqa: B904
+
+    monkeypatch.setattr(SSLDataModule, "setup", setup)
+    if is_cause:
+        assert "part 2 of '8192--d' is empty" in refusal(fit(), capsys)
+    else:
+        with pytest.raises(TypeError, match="a bug of the user's own"):
+            main(shlex.split(fit()))
 
 
 def test_image_that_stops_a_fit_leaves_no_checkpoint(
@@ -1027,7 +1067,8 @@ def test_uncommon_images_go_the_whole_way(here: Path) -> None:
             file = Path(f"images/{split}/all") / f"{number}{os.fsdecode(name)}"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
-    main(shlex.split(on_folder()))
+    with pytest.warns(UserWarning, match="22 of 22 images looked at are of one colour"):
+        main(shlex.split(on_folder()))
     main(shlex.split("predict --ckpt_path runs/folder/SimCLR/version_0"))
     with np.load("runs/folder/SimCLR/version_0/checkpoints/features.npz") as file:
         assert np.isfinite(file["features"]).all()

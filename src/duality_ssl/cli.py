@@ -176,7 +176,8 @@ def main(args: Sequence[str] | None = None) -> None:
         if sentence is None or debugging():
             raise
         codes = {LostProcessError: 1, GuardError: 3}
-        refuse(sentence, code=codes.get(type(error), 2))
+        line = f"{sentence} (DUALITY_SSL_DEBUG=1 shows the traceback.)"
+        refuse(line, code=codes.get(type(error), 2))
 
 
 def _quiet() -> None:
