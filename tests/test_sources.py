@@ -349,7 +349,11 @@ def test_a_name_is_of_one_source() -> None:
         register_source("Noise")(FashionMNIST)
 
 
-@pytest.mark.parametrize("thing", [3, ArrayImages, Noise(), ImageSource], ids=repr)
+@pytest.mark.parametrize(
+    "thing",
+    [3, ArrayImages, Noise(), ImageSource],
+    ids=["number", "no source", "instance", "abstract"],
+)
 def test_what_is_no_source_is_refused(thing: Any) -> None:
     for register in (register_source, register_source("other")):
         with pytest.raises(ValueError, match="Expected an image source to be a subclass of Image"):
