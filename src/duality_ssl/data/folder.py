@@ -112,8 +112,8 @@ class Folder(ImageSource):
       validation set where it exists; else up to 5000 of the images, evenly spaced, are it, which
       serves what needs no held-out images (rank, collapse).
 
-    Normalised with ImageNet's statistics. Orientation tags (EXIF) are ignored, as torchvision's
-    ``ImageFolder`` does.
+    Normalised with ImageNet's statistics. Orientation tags (EXIF) are applied, which torchvision's
+    ``ImageFolder`` does not do.
     """
 
     channels = 3
