@@ -32,7 +32,7 @@ from duality_ssl.data import (
     sources,
 )
 from duality_ssl.data.decode import centre_box, read_crops
-from duality_ssl.data.folder import FolderDataset
+from duality_ssl.data.file_images import FolderDataset
 from duality_ssl.data.loader import Batch
 from duality_ssl.data.sampler import BatchRequest
 from duality_ssl.methods import JointEmbedding
@@ -415,8 +415,13 @@ SETS = {
     "empty folder": case(
         on_folder(), "`images` is empty", "hold train/<class>/*", scene=folder("images")
     ),
-    "classes without train": case(
-        on_folder(), "`images` holds cat/", "train/<class>/*", scene=held("images/cat/a.jpg", JPEG)
+    "folder without images": case(
+        on_folder(), "`images` holds a.heic", "train/<class>/*", scene=held("images/a.heic", JPEG)
+    ),
+    "class folders of one image": case(
+        on_folder(),
+        *("each class has one", "set `data.labels` to none"),
+        scene=lambda: [held(f"images/{n}/a.jpg", JPEG)() for n in ("cat", "dog")],
     ),
     "empty class": case(
         on_folder(),
@@ -435,11 +440,16 @@ SETS = {
         *("2 folders and 1 images", "move the images into a class"),
         scene=labelled(held("images/train/stray.jpg", JPEG)),
     ),
-    "no validation set": case(
+    "images beside classes of validation": case(
         on_folder(),
-        "`images` holds train/",
-        "val/<class>/*",
-        scene=held("images/train/cat/a.jpg", JPEG),
+        *("1 images and 2 folders", "move each image into the folder of its class"),
+        scene=labelled(held("images/val/stray.jpg", JPEG)),
+    ),
+    "labels of what is no folder": case(
+        fit("--data.labels none"), *("`data.labels` to be auto", "it says how folders of images")
+    ),
+    "unknown reading of labels": case(
+        fit("--data.labels folders"), *("data.labels", "one of 'auto', 'folder', 'none'")
     ),
     "empty validation set": case(
         on_folder(),

@@ -26,7 +26,7 @@ from duality_ssl.cli import Command, main
 from duality_ssl.config_files import check_configs
 from duality_ssl.data import View
 from duality_ssl.data.decode import BadImageError
-from duality_ssl.data.folder import FileImages, FolderDataset
+from duality_ssl.data.file_images import FileImages, FolderDataset
 from duality_ssl.data.formats import read_idx
 from duality_ssl.data.loader import Batch
 from duality_ssl.data.sampler import BatchRequest
