@@ -255,9 +255,10 @@ def cross_correlation(
 def _whole_cross_correlation(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`cross_correlation` as published: where D x D is the small side, nothing is faster."""
     (h1, constant1), (h2, constant2) = batch_normalized(z1), batch_normalized(z2)
-    x = (h1.T @ h2 / len(z1)).masked_fill(constant1[:, None] | constant2, 0)
-    diagonal = x.diagonal()
-    return (x - diagonal.diag()).square().sum(), diagonal
+    products = h1.T @ h2
+    scale = (~constant1).to(products).outer(~constant2) / len(z1)  # 0 for a constant column
+    diagonal = products.diagonal() * scale.diagonal().clone()
+    return (products * scale.fill_diagonal_(0)).square().sum(), diagonal
 
 
 @full_precision
