@@ -323,6 +323,18 @@ def test_crops_are_a_function_of_seed_epoch_index_and_view(labelled: Path) -> No
     assert not torch.equal(first.images[0], other[request(3, 5)].images[0])
 
 
+def test_each_view_has_the_crop_of_its_own_distribution(tmp_path: Path) -> None:
+    """On a ramp of grey a crop shows as many values as its share of the width."""
+    ramp = np.repeat(np.arange(200, dtype=np.uint8)[None, :, None], 200, axis=0).repeat(3, axis=2)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    whole, part = (View(scale=(area, area), ratio=(1, 1)) for area in (1.0, 0.04))
+    images = create_source("folder", tmp_path).load("train")
+    for views, widths in (((whole, part), [200, 40]), ((part, whole), [40, 200])):
+        crops = FolderDataset(images, 20, views, 0, "error")[request(0)].images
+        seen = [int(crop.max()) - int(crop.min()) for crop in crops]
+        assert seen == pytest.approx([width * 19 / 20 for width in widths], abs=3)
+
+
 def test_crop_is_torchvisions_of_the_same_box(labelled: Path) -> None:
     whole = View(scale=(1.0, 1.0), ratio=(4 / 3, 4 / 3))
     images = create_source("folder", labelled).load("train")
