@@ -1,0 +1,112 @@
+"""Breaks the package in small ways, one at a time: the tests of the broken module must notice.
+
+``python tests/mutants.py`` applies each mutation of ``mutants.toml`` to a copy of ``src/`` and runs
+the module's tests against the copy until one fails. Survivors are printed, and the score; below
+95 % the exit code is 1. Before its mutations a module's tests must pass on a copy that is whole.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "duality_ssl"
+REQUIRED = 0.95
+TIMEOUT = 300  # seconds for the tests of one mutant; a mutant that hangs is noticed too
+
+
+class Mutant(NamedTuple):
+    file: str
+    original: str
+    mutated: str
+    tests: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.file}: {self.original!r} -> {self.mutated!r}"
+
+    def applied(self) -> str:
+        """The text of the file with the mutation; ``ValueError`` unless it has one place."""
+        text = (PACKAGE / self.file).read_text(encoding="utf-8")
+        if (count := text.count(self.original)) != 1:
+            raise ValueError(
+                f"Expected {self.original!r} once in src/duality_ssl/{self.file}, but it is there "
+                f"{count} times: mend tests/mutants.toml."
+            )
+        return text.replace(self.original, self.mutated)
+
+
+def listed() -> Iterator[Mutant]:
+    """The mutants of ``mutants.toml``."""
+    modules = tomllib.loads((ROOT / "tests" / "mutants.toml").read_text(encoding="utf-8"))
+    for file, module in modules.items():
+        for original, mutated in module["mutants"]:
+            yield Mutant(file, original, mutated, tuple(module["tests"]))
+
+
+def tests_pass(tests: tuple[str, ...], mutant: Mutant | None = None) -> bool:
+    """Whether tests pass on a copy of the package, whole or with a mutation."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "duality_ssl"
+        shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        if mutant is not None:
+            (copy / mutant.file).write_text(mutant.applied(), encoding="utf-8")
+        options = ("-x", "-q", "-p", "no:cacheprovider", f"--basetemp={folder}/pytest")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", *options, *tests],
+            cwd=ROOT / "tests",
+            env=os.environ
+            | {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # tests have processes of their own, which end with them
+        )
+        try:
+            return process.wait(TIMEOUT) == 0
+        except subprocess.TimeoutExpired:
+            return False
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def main() -> None:
+    """Run them, and say which survive."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    jobs = os.process_cpu_count() if sys.version_info >= (3, 13) else os.cpu_count()
+    parser.add_argument("-j", type=int, default=jobs, help="mutants at a time")
+    parser.add_argument("--only", default="", help="files whose name has this in it")
+    arguments = parser.parse_args()
+    mutants = [mutant for mutant in listed() if arguments.only in mutant.file]
+    for mutant in mutants:
+        mutant.applied()
+    with ThreadPoolExecutor(arguments.j) as pool:
+        wanted = sorted({mutant.tests for mutant in mutants})
+        for tests, passed in zip(wanted, pool.map(tests_pass, wanted), strict=True):
+            if not passed:
+                parser.exit(2, f"Without a mutation these tests fail: {' '.join(tests)}\n")
+        survivors = []
+        results = pool.map(lambda mutant: tests_pass(mutant.tests, mutant), mutants)
+        for mutant, passed in zip(mutants, results, strict=True):
+            print(f"{'SURVIVED' if passed else 'killed  '}  {mutant.name}", flush=True)
+            survivors += [mutant] if passed else []
+    score = 1 - len(survivors) / max(1, len(mutants))
+    print(f"{len(mutants) - len(survivors)} of {len(mutants)} mutants killed: {score:.1%}")
+    for mutant in survivors:
+        print(f"survived: {mutant.name}")
+    sys.exit(score < REQUIRED)
+
+
+if __name__ == "__main__":
+    main()
