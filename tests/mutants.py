@@ -54,7 +54,7 @@ def listed() -> Iterator[Mutant]:
             yield Mutant(file, original, mutated, tuple(module["tests"]))
 
 
-def tests_pass(tests: tuple[str, ...], mutant: Mutant | None = None) -> bool:
+def passes(tests: tuple[str, ...], mutant: Mutant | None = None) -> bool:
     """Whether tests pass on a copy of the package, whole or with a mutation."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "duality_ssl"
@@ -84,8 +84,7 @@ def tests_pass(tests: tuple[str, ...], mutant: Mutant | None = None) -> bool:
 def main() -> None:
     """Run them, and say which survive."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    jobs = os.process_cpu_count() if sys.version_info >= (3, 13) else os.cpu_count()
-    parser.add_argument("-j", type=int, default=jobs, help="mutants at a time")
+    parser.add_argument("-j", type=int, default=os.cpu_count(), help="mutants at a time")
     parser.add_argument("--only", default="", help="files whose name has this in it")
     arguments = parser.parse_args()
     mutants = [mutant for mutant in listed() if arguments.only in mutant.file]
@@ -93,11 +92,11 @@ def main() -> None:
         mutant.applied()
     with ThreadPoolExecutor(arguments.j) as pool:
         wanted = sorted({mutant.tests for mutant in mutants})
-        for tests, passed in zip(wanted, pool.map(tests_pass, wanted), strict=True):
+        for tests, passed in zip(wanted, pool.map(passes, wanted), strict=True):
             if not passed:
                 parser.exit(2, f"Without a mutation these tests fail: {' '.join(tests)}\n")
         survivors = []
-        results = pool.map(lambda mutant: tests_pass(mutant.tests, mutant), mutants)
+        results = pool.map(lambda mutant: passes(mutant.tests, mutant), mutants)
         for mutant, passed in zip(mutants, results, strict=True):
             print(f"{'SURVIVED' if passed else 'killed  '}  {mutant.name}", flush=True)
             survivors += [mutant] if passed else []
