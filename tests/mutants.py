@@ -6,10 +6,10 @@ the module's tests against the copy until one fails. Survivors are printed, and 
 """
 
 import argparse
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import tomllib
@@ -23,6 +23,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "duality_ssl"
 REQUIRED = 0.95
 TIMEOUT = 300  # seconds for the tests of one mutant; a mutant that hangs is noticed too
+
+# what takes longer to import than most mutants take to be noticed is imported once
+_PROCESSES = multiprocessing.get_context("forkserver")
+_HEAVY = ["pytest", "torch", "torchvision.transforms.v2", "lightning.pytorch.cli", "torchmetrics"]
 
 
 class Mutant(NamedTuple):
@@ -61,24 +65,30 @@ def passes(tests: tuple[str, ...], mutant: Mutant | None = None) -> bool:
         shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
         if mutant is not None:
             (copy / mutant.file).write_text(mutant.applied(), encoding="utf-8")
-        options = ("-x", "-q", "-p", "no:cacheprovider", f"--basetemp={folder}/pytest")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", *options, *tests],
-            cwd=ROOT / "tests",
-            env=os.environ
-            | {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # tests have processes of their own, which end with them
-        )
-        try:
-            return process.wait(TIMEOUT) == 0
-        except subprocess.TimeoutExpired:
-            return False
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process = _PROCESSES.Process(target=_run_tests, args=(folder, tests))
+        process.start()
+        process.join(TIMEOUT)
+        passed = process.exitcode == 0
+        with suppress(ProcessLookupError):  # tests have processes of their own
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        return passed
+
+
+def _run_tests(folder: str, tests: tuple[str, ...]) -> None:
+    """Run tests in this process, against the package in a folder, and end it with their code."""
+    os.setsid()
+    os.chdir(ROOT / "tests")
+    silence = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(silence, stream)
+    os.environ |= {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.dont_write_bytecode = True
+    sys.path[:0] = [folder, str(ROOT / "tests")]
+    import pytest
+
+    options = ("-x", "-q", "-p", "no:cacheprovider", f"--basetemp={folder}/pytest")
+    os._exit(pytest.main([*options, *tests]))
 
 
 def main() -> None:
@@ -90,11 +100,15 @@ def main() -> None:
     mutants = [mutant for mutant in listed() if arguments.only in mutant.file]
     for mutant in mutants:
         mutant.applied()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    _PROCESSES.set_forkserver_preload(_HEAVY)
     with ThreadPoolExecutor(arguments.j) as pool:
         wanted = sorted({mutant.tests for mutant in mutants})
         for tests, passed in zip(wanted, pool.map(passes, wanted), strict=True):
             if not passed:
+                pool.shutdown(cancel_futures=True)
                 parser.exit(2, f"Without a mutation these tests fail: {' '.join(tests)}\n")
+            print(f"pass whole  {' '.join(tests)}", flush=True)
         survivors = []
         results = pool.map(lambda mutant: passes(mutant.tests, mutant), mutants)
         for mutant, passed in zip(mutants, results, strict=True):

@@ -340,6 +340,9 @@ def test_boxes_are_distributed_as_torchvisions(size: tuple[int, int]) -> None:
     error = theirs.std(0) / n**0.5
     assert ((ours.mean(0) - theirs.mean(0)).abs() < 6 * error + 1e-6).all()
     torch.testing.assert_close(ours.std(0), theirs.std(0), rtol=0.1, atol=0.05)
+    # also how one goes with another: place with place, width with height
+    related = torch.corrcoef(ours.T), torch.corrcoef(theirs.T)
+    torch.testing.assert_close(*related, rtol=0, atol=0.1)
     assert (ours[:, :2] >= 0).all()
     assert (ours[:, :2] + ours[:, 2:] <= torch.tensor(size)).all()
 
