@@ -335,6 +335,16 @@ def test_each_view_has_the_crop_of_its_own_distribution(tmp_path: Path) -> None:
         assert seen == pytest.approx([width * 19 / 20 for width in widths], abs=3)
 
 
+def test_crops_come_from_all_over_an_image_that_is_not_square(tmp_path: Path) -> None:
+    ramp = np.repeat(np.arange(200, dtype=np.uint8)[None, :, None], 20, axis=0).repeat(3, axis=2)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    images = create_source("folder", tmp_path).load("train")
+    crops = FolderDataset(images, 8, (View(scale=(0.05, 0.05)),), 0, "error")
+    first = [int(crops[request(0, epoch=epoch)].images[0].min()) for epoch in range(12)]
+    assert min(first) < 60
+    assert max(first) > 120
+
+
 def test_crop_is_torchvisions_of_the_same_box(labelled: Path) -> None:
     whole = View(scale=(1.0, 1.0), ratio=(4 / 3, 4 / 3))
     images = create_source("folder", labelled).load("train")
