@@ -103,17 +103,16 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     _PROCESSES.set_forkserver_preload(_HEAVY)
     with ThreadPoolExecutor(arguments.j) as pool:
-        wanted = sorted({mutant.tests for mutant in mutants})
-        for tests, passed in zip(wanted, pool.map(passes, wanted), strict=True):
-            if not passed:
+        survivors, whole = [], dict.fromkeys(mutant.tests for mutant in mutants)
+        tried = [(t, m) for t in whole for m in (None, *(m for m in mutants if m.tests == t))]
+        results = pool.map(lambda pair: passes(*pair), tried)
+        for (tests, mutant), passed in zip(tried, results, strict=True):
+            if mutant is None and not passed:
                 pool.shutdown(cancel_futures=True)
                 parser.exit(2, f"Without a mutation these tests fail: {' '.join(tests)}\n")
-            print(f"pass whole  {' '.join(tests)}", flush=True)
-        survivors = []
-        results = pool.map(lambda mutant: passes(mutant.tests, mutant), mutants)
-        for mutant, passed in zip(mutants, results, strict=True):
-            print(f"{'SURVIVED' if passed else 'killed  '}  {mutant.name}", flush=True)
-            survivors += [mutant] if passed else []
+            if mutant is not None:
+                print(f"{'SURVIVED' if passed else 'killed  '}  {mutant.name}", flush=True)
+                survivors += [mutant] if passed else []
     score = 1 - len(survivors) / max(1, len(mutants))
     print(f"{len(mutants) - len(survivors)} of {len(mutants)} mutants killed: {score:.1%}")
     for mutant in survivors:
