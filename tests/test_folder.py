@@ -137,8 +137,8 @@ def test_imagenet_with_flat_validation(tmp_path: Path) -> None:
 
 
 def gradient() -> np.ndarray:
-    """Values 0 to 65535 over 16 x 16 pixels."""
-    return np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+    """Values 0 to 65535 over 16 x 16 pixels, few of them multiples of 257."""
+    return (np.linspace(0, 1, 256) ** 2 * 65535).round().astype(np.uint16).reshape(16, 16)
 
 
 def test_grey_and_bilevel_images(tmp_path: Path) -> None:
