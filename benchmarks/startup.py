@@ -17,7 +17,7 @@ from PIL import Image
 
 from duality_ssl.data import View, create_source
 from duality_ssl.data.decode import Box, centre_box
-from duality_ssl.data.folder import FolderDataset
+from duality_ssl.data.file_images import FolderDataset
 from duality_ssl.data.sampler import BatchRequest
 
 Row = dict[str, Any]

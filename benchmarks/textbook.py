@@ -29,9 +29,13 @@ def vicreg_exp(z1: Tensor, z2: Tensor, weight: float = 2.5, temperature: float =
     )
 
 
-def vicreg_ctr(z1: Tensor, z2: Tensor) -> Tensor:
-    """Return VICReg-exp of the transposes."""
-    return vicreg_exp(z1.T, z2.T, weight=3.75, temperature=0.15)
+def vicreg_ctr(z1: Tensor, z2: Tensor, weight: float = 3.75, temperature: float = 0.15) -> Tensor:
+    """Return VICReg-exp of the transposes of the centred embeddings, which stay as they are."""
+    centred = [z - z.mean(dim=0) for z in (z1, z2)]
+    hinges = [torch.relu(1 - torch.sqrt(z.var(dim=1) + 1e-4)).mean() for z in centred]
+    grams = [z @ z.T / ((z.shape[1] - 1) * temperature) for z in centred]
+    contrast = sum(_offdiagonal_logsumexp(gram).mean() for gram in grams)
+    return 25 * F.mse_loss(z1, z2) + 25 * sum(hinges) / 2 + weight * contrast
 
 
 def _variance_invariance_covariance(

@@ -1,12 +1,13 @@
 """A module and a data module with the contracts that the callbacks rely on, and nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from duality_ssl.distributed import rank, world_size
@@ -141,6 +142,45 @@ class StubModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+class PlainModule(LightningModule):
+    """Anybody's module: a step returns features and labels, and says nothing of its network.
+
+    Args:
+        entry: What a training step returns, of its loss, features and labels.
+        val_entry: What a validation step returns, of its features and labels.
+    """
+
+    def __init__(
+        self,
+        entry: Callable[[Tensor, Tensor], Any] = lambda h, y: {"features": h, "labels": y},
+        val_entry: Callable[[Tensor, Tensor], Any] = lambda h, y: {"features": h, "labels": y},
+    ) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.Tanh())
+            self.head = nn.Linear(12, CLASSES)
+        self.entry, self.val_entry = entry, val_entry
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        images, labels = batch
+        h = self.net(images)
+        return {"loss": cross_entropy(self.head(h), labels), **self.entry(h, labels)}
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        images, labels = batch
+        return self.val_entry(self.net(images), labels)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def plain_loaders() -> tuple[DataLoader, DataLoader]:
+    """Labelled images for training and validation, as anybody has them."""
+    sets = (TensorDataset(*blobs(128)), TensorDataset(*blobs(50, seed=2)))
+    return DataLoader(sets[0], batch_size=32), DataLoader(sets[1], batch_size=20)
 
 
 def trainer(folder: Path, *callbacks: Callback, epochs: int = 2, **kwargs: Any) -> Trainer:

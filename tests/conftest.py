@@ -20,3 +20,12 @@ def _seed_of_no_other_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         os.environ.pop(name, None)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With ``DUALITY_SSL_NO_SKIPS``, which CI sets, the suite fails if a test is skipped."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")  # none in a worker
+    if "DUALITY_SSL_NO_SKIPS" in os.environ and reporter and reporter.stats.get("skipped"):
+        reporter.ensure_newline()
+        reporter.write_sep("!", "Expected no skipped test")  # the summary names them
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,43 +1,68 @@
 """The criteria again, from their formulas, as plain loops over float64 numbers.
 
 Nothing here is vectorised over samples or dimensions, shared with the package or meant to be fast.
+The embeddings are NumPy arrays or, for a gradient by autograd, tensors.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
-Array = NDArray[np.float64]
+Array = Any  # NDArray[np.float64] or Tensor; what is computed of it is called a float below
+
+
+def exp(value: Any) -> Any:
+    return value.exp() if isinstance(value, Tensor) else math.exp(value)
+
+
+def log(value: Any) -> Any:
+    return value.log() if isinstance(value, Tensor) else math.log(value)
+
+
+def sqrt(value: Any) -> Any:
+    return value.sqrt() if isinstance(value, Tensor) else math.sqrt(value)
+
+
+def matrix(rows: Sequence[Any]) -> Array:
+    """Rows of numbers, or rows that are vectors already."""
+    if isinstance(rows[0], Tensor):
+        return torch.stack(list(rows))
+    if isinstance(rows[0][0], Tensor):
+        return torch.stack([torch.stack(list(row)) for row in rows])
+    return np.array(rows)
 
 
 def logsumexp(values: list[float]) -> float:
-    top = max(values)
-    return top + math.log(sum(math.exp(value - top) for value in values))
+    top = max(value.item() if isinstance(value, Tensor) else value for value in values)
+    return top + log(sum(exp(value - top) for value in values))
 
 
 def sample_contrastive(z: Array) -> float:
     n = len(z)
-    return sum(float(z[i] @ z[j]) ** 2 for i in range(n) for j in range(n) if i != j)
+    return sum((z[i] @ z[j]) ** 2 for i in range(n) for j in range(n) if i != j)
 
 
 def dimension_contrastive(z: Array) -> float:
     d = z.shape[1]
-    return sum(float(z[:, i] @ z[:, j]) ** 2 for i in range(d) for j in range(d) if i != j)
+    return sum((z[:, i] @ z[:, j]) ** 2 for i in range(d) for j in range(d) if i != j)
 
 
 def row_fourth_norms(z: Array) -> float:
-    return sum(float(row @ row) ** 2 for row in z)
+    return sum((row @ row) ** 2 for row in z)
 
 
 def column_fourth_norms(z: Array) -> float:
-    return sum(float(column @ column) ** 2 for column in z.T)
+    return sum((column @ column) ** 2 for column in z.T)
 
 
 def coding_rate(z: Array, distortion: float) -> float:
     n, d = z.shape
+    if isinstance(z, Tensor):  # a gradient of eigenvalues is none where two of them are equal
+        return (torch.eye(d).to(z) + d / (n * distortion) * z.T @ z).logdet() / 2
     eigenvalues = np.linalg.eigvalsh(z.T @ z)
     return sum(math.log1p(d / (n * distortion) * max(0.0, value)) for value in eigenvalues) / 2
 
@@ -77,7 +102,7 @@ def covariance_logsumexp(z: Array, temperature: float) -> float:
 
 
 def variance_hinge(z: Array) -> float:
-    return sum(max(0.0, 1 - math.sqrt(v + 1e-4)) for v in variances(z)) / z.shape[1]
+    return sum(max(0.0, 1 - sqrt(v + 1e-4)) for v in variances(z)) / z.shape[1]
 
 
 def mean_squared_error(z1: Array, z2: Array) -> float:
@@ -86,16 +111,16 @@ def mean_squared_error(z1: Array, z2: Array) -> float:
 
 
 def unit_rows(z: Array) -> Array:
-    return np.array([row / math.sqrt(sum(x * x for x in row)) for row in z])
+    return matrix([row / sqrt(sum(x * x for x in row)) for row in z])
 
 
 def standardized_columns(z: Array, length: float) -> Array:
     columns = []
     for column in z.T:
         deviations = [x - sum(column) / len(column) for x in column]
-        norm = math.sqrt(sum(x * x for x in deviations))
+        norm = sqrt(sum(x * x for x in deviations))
         columns.append([length * x / norm for x in deviations])
-    return np.array(columns).T
+    return matrix(columns).T
 
 
 def normalized(z: Array, normalization: str) -> Array:
@@ -103,7 +128,7 @@ def normalized(z: Array, normalization: str) -> Array:
     if normalization == "embeddings":
         return unit_rows(z)
     if normalization == "centered":
-        return unit_rows(np.array([[row[j] - sum(z[:, j]) / n for j in range(d)] for row in z]))
+        return unit_rows(matrix([[row[j] - sum(z[:, j]) / n for j in range(d)] for row in z]))
     return standardized_columns(z, math.sqrt(n / d))
 
 
@@ -121,7 +146,7 @@ def pair_contrast(
     n = len(z1)
 
     def logit(a: Array, b: Array) -> float:
-        product = float(a @ b)
+        product = a @ b
         return {"cosine": product, "squared": product**2, "absolute": abs(product)}[
             similarity
         ] / temperature
@@ -147,16 +172,16 @@ def dcl(z1: Array, z2: Array, temperature: float, similarity: str, normalization
     return pair_contrast(z1, z2, temperature, similarity, normalization, with_positive=False)
 
 
-def spectral_contrastive(z1: Array, z2: Array, radius: float) -> float:
+def spectral_contrastive(z1: Array, z2: Array, mu: float) -> float:
     def shortened(row: Array) -> Array:
-        norm = math.sqrt(sum(x * x for x in row))
-        return row * math.sqrt(radius) / norm if norm > math.sqrt(radius) else row
+        norm = sqrt(sum(x * x for x in row))
+        return row * math.sqrt(mu) / norm if norm > math.sqrt(mu) else row
 
     n = len(z1)
     h1, h2 = [shortened(row) for row in z1], [shortened(row) for row in z2]
-    positive = sum(float(h1[i] @ h2[i]) for i in range(n)) / n
-    negative = sum(float(h1[i] @ h2[j]) ** 2 for i in range(n) for j in range(n) if i != j)
-    return (-2 * positive + negative / (n * (n - 1))) / radius
+    positive = sum(h1[i] @ h2[i] for i in range(n)) / n
+    negative = sum((h1[i] @ h2[j]) ** 2 for i in range(n) for j in range(n) if i != j)
+    return (-2 * positive + negative / (n * (n - 1))) / mu
 
 
 def vicreg(z1: Array, z2: Array, invariance: float, variance: float, covariance: float) -> float:
@@ -179,8 +204,30 @@ def vicreg_exp(
     return vicreg(z1, z2, invariance, variance, 0) + covariance * repulsion
 
 
-def vicreg_ctr(z1: Array, z2: Array, **arguments: float) -> float:
-    return vicreg_exp(z1.T, z2.T, **arguments)
+def vicreg_ctr(
+    z1: Array,
+    z2: Array,
+    invariance: float,
+    variance: float,
+    covariance: float,
+    temperature: float,
+) -> float:
+    n, d = z1.shape
+    loss = invariance * mean_squared_error(z1, z2)
+    for z in (z1, z2):
+        means = [sum(z[:, j]) / n for j in range(d)]
+        rows = [[z[i, j] - means[j] for j in range(d)] for i in range(n)]
+        for i in range(n):
+            mean = sum(rows[i]) / d
+            std = sqrt(sum((x - mean) ** 2 for x in rows[i]) / (d - 1) + 1e-4)
+            loss += variance * max(0.0, 1 - std) / (2 * n)
+            products = [
+                sum(a * b for a, b in zip(rows[i], rows[j], strict=True)) / (d - 1)
+                for j in range(n)
+                if j != i
+            ]
+            loss += covariance * logsumexp([p / temperature for p in products]) / n
+    return loss
 
 
 def barlow_twins(z1: Array, z2: Array, redundancy: float, scale: float) -> float:
@@ -196,7 +243,7 @@ def barlow_twins(z1: Array, z2: Array, redundancy: float, scale: float) -> float
 
 def tcr(z1: Array, z2: Array, invariance: float, distortion: float) -> float:
     h1, h2 = unit_rows(z1), unit_rows(z2)
-    cosine = sum(float(a @ b) for a, b in zip(h1, h2, strict=True)) / len(h1)
+    cosine = sum(a @ b for a, b in zip(h1, h2, strict=True)) / len(h1)
     rate = (coding_rate(h1, distortion) + coding_rate(h2, distortion)) / 2
     return -rate - invariance * cosine
 
@@ -211,7 +258,7 @@ CONTRASTS = [
 CRITERIA: dict[str, tuple[Callable[..., float], list[dict[str, Any]]]] = {
     "SimCLR": (simclr, CONTRASTS),
     "DCL": (dcl, CONTRASTS),
-    "SpectralContrastive": (spectral_contrastive, [{}, {"radius": 3.0}]),
+    "SpectralContrastive": (spectral_contrastive, [{}, {"mu": 3.0}]),
     "VICReg": (vicreg, [{}, {"invariance": 1, "variance": 2, "covariance": 3}]),
     "VICRegExp": (vicreg_exp, [{}, {"covariance": 1, "temperature": 0.5}]),
     "VICRegCtr": (vicreg_ctr, [{}, {"covariance": 1, "temperature": 0.5}]),

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -10,7 +11,12 @@ import torchvision
 from torch import Tensor, nn
 
 from duality_ssl import backbones
-from duality_ssl.backbones import available_backbones, create_backbone, register_backbone
+from duality_ssl.backbones import (
+    available_backbones,
+    build_backbone,
+    create_backbone,
+    register_backbone,
+)
 
 TORCHVISION = backbones._torchvision_names()
 
@@ -180,9 +186,11 @@ def test_unknown_name_like_no_other() -> None:
         create_backbone("qqqqzzzz")
 
 
-def test_images_without_channels_are_refused() -> None:
-    with pytest.raises(ValueError, match="`in_channels` to be at least 1, but got 0"):
-        create_backbone("resnet18", in_channels=0)
+@pytest.mark.parametrize("in_channels", [0, 1.5, "1"], ids=repr)
+def test_images_without_channels_are_refused(in_channels: object) -> None:
+    for create in (create_backbone, build_backbone):
+        with pytest.raises(ValueError, match=f"to be at least 1, but got {in_channels!r}"):
+            create("resnet18", in_channels=in_channels)
 
 
 def pixels(in_channels: int) -> nn.Module:
@@ -203,10 +211,88 @@ def test_own_backbone_is_registered_by_its_name() -> None:
         return pixels(in_channels)
 
     other.__name__ = "pixels"
-    with pytest.raises(ValueError, match="new backbone name, but 'pixels' is taken"):
+    with pytest.raises(ValueError, match="new name, but 'pixels' is taken"):
         register_backbone(other)
     with pytest.raises(ValueError, match="the nearest names are pixels"):
         create_backbone("pixel")
+
+
+@pytest.mark.usefixtures("_own_registry")
+def test_own_backbone_is_registered_by_another_name() -> None:
+    assert register_backbone("dots")(pixels) is pixels
+    assert register_backbone("dots")(pixels) is pixels
+    assert create_backbone("dots", in_channels=2).num_features == 8
+    with pytest.raises(ValueError, match="'convnext_tiny' is taken"):
+        register_backbone("convnext_tiny")(pixels)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [3, torch.Tensor, lambda: None, nn.Conv2d],
+    ids=["number", "tensor", "no channels", "more arguments"],
+)
+def test_what_builds_no_backbone_is_refused(build: object) -> None:
+    for register in (register_backbone, register_backbone("other")):
+        with pytest.raises(ValueError, match="function of the number of channels"):
+            register(build)
+
+
+MODULE = """
+from torch import nn
+
+class Net(nn.Flatten):
+    def __init__(self, in_channels):
+        super().__init__()
+        self.num_features = in_channels * 4
+
+def net(in_channels):
+    return Net(in_channels)
+
+def broken(in_channels):
+    return nn.Flatten()
+
+number = 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of a module with networks in it."""
+    (tmp_path / "networks_of_mine.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "networks_of_mine", raising=False)
+    return "networks_of_mine"
+
+
+@pytest.mark.parametrize("name", ["net", "Net"], ids=["function", "class"])
+def test_backbone_at_a_dotted_path(name: str, module: str) -> None:
+    assert build_backbone(f"{module}.{name}", in_channels=2).num_features == 8
+    with pytest.raises(ValueError, match="Expected `backbone`"):
+        create_backbone(f"{module}.{name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nett", r"no 'nett' in 'networks_of_mine'\. Did you mean net"),
+        ("number", "function of the number of channels that builds a module, but got 3"),
+        ("nn.Conv2d", "function of the number of channels that builds a module, but got"),
+        ("broken", "'networks_of_mine.broken' to have `num_features`"),
+        ("sub.net", "There is no 'sub' in 'networks_of_mine'"),
+    ],
+)
+def test_dotted_path_of_something_else(name: str, said: str, module: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        build_backbone(f"{module}.{name}")
+
+
+@pytest.mark.parametrize("name", ["no_module_at_all.net", "resnet50.a1_in1k", "resnet50.a-b"])
+def test_dotted_path_without_a_module_is_an_unknown_name(name: str) -> None:
+    with pytest.raises(ValueError, match="a module that Python finds, but got") as built:
+        build_backbone(name)
+    with pytest.raises(ValueError, match="Expected `backbone`") as created:
+        create_backbone(name)
+    assert str(built.value) == str(created.value)
 
 
 @pytest.mark.usefixtures("_own_registry")

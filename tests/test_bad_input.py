@@ -7,6 +7,7 @@ import io
 import os
 import shlex
 import struct
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -31,7 +32,7 @@ from duality_ssl.data import (
     sources,
 )
 from duality_ssl.data.decode import centre_box, read_crops
-from duality_ssl.data.folder import FolderDataset
+from duality_ssl.data.file_images import FolderDataset
 from duality_ssl.data.loader import Batch
 from duality_ssl.data.sampler import BatchRequest
 from duality_ssl.methods import JointEmbedding
@@ -124,8 +125,6 @@ def forbidden(name: str) -> Callable[[], object]:
             Path(name).mkdir()
         Path(name).chmod(0)
         if os.getuid() == 0:
-            for above in (Path.cwd(), *Path.cwd().parents):  # pytest's, which are root's alone
-                above.chmod(above.stat().st_mode | 0o011)
             os.seteuid(65534)
 
     return scene
@@ -163,7 +162,7 @@ def bad_image(content: bytes, *says: str, name: str = "a.jpg") -> Case:
 JPEG, PNG = encoded(photo(), "JPEG"), encoded(photo(), "PNG")
 RUN = "--ckpt_path {run}"  # the run that the fixture made
 DATA = partial(SSLDataModule, "digits")
-BACKBONE = "registered name, a torchvision ResNet or ConvNeXt, or a timm model"
+BACKBONE = "registered name, a torchvision ResNet or ConvNeXt, a timm model"
 WIDTHS = "widths of 1 to 1048576 or the letter d, joined by single hyphens"
 
 WORDS = {
@@ -317,6 +316,23 @@ WORDS = {
 
 NETWORKS = {
     "unknown backbone": case(fit("--model.backbone resnet_tin"), "'resnet_tin'", "are resnet_tiny"),
+    "backbone of no module": case(
+        fit("--model.backbone no_module.net"), BACKBONE, "'no_module.net'"
+    ),
+    "backbone that is not in its module": case(
+        fit("--model.backbone duality_ssl.backbones.resnet_tin"),
+        "no 'resnet_tin' in 'duality_ssl.backbones'",
+        "Did you mean resnet_tiny",
+    ),
+    "backbone that is another thing": case(
+        fit("--model.backbone torch.nn.Conv2d"), "function of the number of channels", "Conv2d"
+    ),
+    "source of no module": case(
+        fit("--data.source no_module.Source"), "no module 'no_module'", "Available: cifar10"
+    ),
+    "source that is another thing": case(
+        fit("--data.source duality_ssl.VICReg"), "subclass of ImageSource", "VICReg"
+    ),
     "backbone of no name": case(fit("--model.backbone ''"), BACKBONE, "got ''"),
     "no channel": case(fit("--model.in_channels 0"), "`in_channels`", "at least 1"),
     "other channels than the data's": case(
@@ -399,8 +415,13 @@ SETS = {
     "empty folder": case(
         on_folder(), "`images` is empty", "hold train/<class>/*", scene=folder("images")
     ),
-    "classes without train": case(
-        on_folder(), "`images` holds cat/", "train/<class>/*", scene=held("images/cat/a.jpg", JPEG)
+    "folder without images": case(
+        on_folder(), "`images` holds a.heic", "train/<class>/*", scene=held("images/a.heic", JPEG)
+    ),
+    "class folders of one image": case(
+        on_folder(),
+        *("each class has one", "set `data.labels` to none"),
+        scene=lambda: [held(f"images/{n}/a.jpg", JPEG)() for n in ("cat", "dog")],
     ),
     "empty class": case(
         on_folder(),
@@ -419,11 +440,16 @@ SETS = {
         *("2 folders and 1 images", "move the images into a class"),
         scene=labelled(held("images/train/stray.jpg", JPEG)),
     ),
-    "no validation set": case(
+    "images beside classes of validation": case(
         on_folder(),
-        "`images` holds train/",
-        "val/<class>/*",
-        scene=held("images/train/cat/a.jpg", JPEG),
+        *("1 images and 2 folders", "move each image into the folder of its class"),
+        scene=labelled(held("images/val/stray.jpg", JPEG)),
+    ),
+    "labels of what is no folder": case(
+        fit("--data.labels none"), *("`data.labels` to be auto", "it says how folders of images")
+    ),
+    "unknown reading of labels": case(
+        fit("--data.labels folders"), *("data.labels", "one of 'auto', 'folder', 'none'")
     ),
     "empty validation set": case(
         on_folder(),
@@ -805,12 +831,10 @@ CALLS = {
         "one label an image",
     ),
     "source of a taken name": case(
-        lambda: register_source("digits")(sources.ImageSource),
-        "`digits` is already registered",
-        "take another name",
+        lambda: register_source("digits")(sources.CIFAR10), "'digits' is taken", "another one"
     ),
     "backbone of a taken name": case(
-        lambda: backbones.register_backbone(resnet18), "'resnet18' is taken", "rename the function"
+        lambda: backbones.register_backbone(resnet18), "'resnet18' is taken", "another one"
     ),
     "features of NaN": case(
         partial(evaluation.linear_top1, ONES * torch.nan, LABELS, ONES, LABELS),
@@ -843,21 +867,28 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("bad_input")
     without = "[probe, knn, rankme, duality, guard, views, best_checkpoint]"
     words = f"--trainer.default_root_dir {root} --trainer.max_steps 1 --without '{without}'"
-    main(shlex.split(fit(f"{words} --trainer.limit_val_batches 0")))
+    short = "--trainer.limit_val_batches 0 --model.warmup_epochs 0"
+    main(shlex.split(fit(f"{words} {short}")))
     return root / "digits/VICReg/version_0"
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working folder; whoever root has become there, it is root again after."""
-    monkeypatch.chdir(tmp_path)
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working folder; whoever root has become there, it is root again after.
+
+    It is in none of pytest's, which only their owner may pass through.
+    """
     monkeypatch.delenv("DUALITY_SSL_DEBUG", raising=False)
-    yield tmp_path
-    if os.getuid() == 0:
-        os.seteuid(0)
-    for path in tmp_path.rglob("*"):
-        if not path.is_symlink():
-            path.chmod(0o700)
+    with tempfile.TemporaryDirectory() as name, monkeypatch.context() as patch:
+        folder = Path(name).resolve()
+        folder.chmod(0o711)
+        patch.chdir(folder)
+        yield folder
+        if os.getuid() == 0:
+            os.seteuid(0)
+        for path in folder.rglob("*"):
+            if not path.is_symlink():
+                path.chmod(0o700)
 
 
 def tree(*roots: Path) -> dict[str, bytes | str | int]:
@@ -891,6 +922,7 @@ def refusal(act: str | Callable[[], object], capsys: pytest.CaptureFixture[str])
     return error.removeprefix("duality-ssl: error: ")
 
 
+@pytest.mark.filterwarnings("ignore:Without --ckpt_path the network is as it was drawn")
 @pytest.mark.parametrize("mistake", REFUSED.values(), ids=REFUSED)
 def test_mistake_ends_in_a_sentence(
     mistake: Case, run: Path, here: Path, capsys: pytest.CaptureFixture[str]
@@ -910,11 +942,44 @@ def test_mistake_ends_in_a_sentence(
 
 
 def test_debugging_shows_the_traceback(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    wrong = fit("--model.projector 8192--d")
+    assert refusal(wrong, capsys).endswith(" (DUALITY_SSL_DEBUG=1 shows the traceback.)")
     monkeypatch.setenv("DUALITY_SSL_DEBUG", "1")
     with pytest.raises(ValueError, match="part 2 of '8192--d' is empty"):
-        main(shlex.split(fit("--model.projector 8192--d")))
+        main(shlex.split(wrong))
+
+
+def test_option_that_the_parser_refuses_has_no_traceback_to_show(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "traceback" not in refusal(fit("--trainer.max_epoch 3"), capsys)
+
+
+@pytest.mark.parametrize("is_cause", [True, False])
+def test_bug_while_a_mistake_is_handled_is_shown_whole(
+    is_cause: bool,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Only what is raised *from* the package's error stands for it."""
+
+    def setup(data: SSLDataModule, stage: str) -> None:
+        try:
+            parse_projector("8192--d")
+        except ValueError as mistake:
+            bug = TypeError("a bug of the user's own")
+            bug.__cause__ = mistake if is_cause else None
+            raise bug  # noqa: B904
+
+    monkeypatch.setattr(SSLDataModule, "setup", setup)
+    if is_cause:
+        assert "part 2 of '8192--d' is empty" in refusal(fit(), capsys)
+    else:
+        with pytest.raises(TypeError, match="a bug of the user's own"):
+            main(shlex.split(fit()))
 
 
 def test_image_that_stops_a_fit_leaves_no_checkpoint(
@@ -1012,7 +1077,8 @@ def test_uncommon_images_go_the_whole_way(here: Path) -> None:
             file = Path(f"images/{split}/all") / f"{number}{os.fsdecode(name)}"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
-    main(shlex.split(on_folder()))
+    with pytest.warns(UserWarning, match="22 of 22 images looked at are of one colour"):
+        main(shlex.split(on_folder()))
     main(shlex.split("predict --ckpt_path runs/folder/SimCLR/version_0"))
     with np.load("runs/folder/SimCLR/version_0/checkpoints/features.npz") as file:
         assert np.isfinite(file["features"]).all()

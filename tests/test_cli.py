@@ -10,13 +10,14 @@ import pytest
 import torch
 import yaml
 
-from duality_ssl import JointEmbedding
+from duality_ssl import JointEmbedding, VICReg, criteria
 from duality_ssl.arguments import method_names, with_config_of_run
 from duality_ssl.cli import Command, main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DIGITS = str(CONFIGS / "data/digits.yaml")
 SHORT = ["--trainer.max_epochs", "2", "--model.warmup_epochs", "1"]
+SHORTEST = ["--trainer.max_epochs", "1", "--model.warmup_epochs", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_fit_writes_config_events_and_checkpoints(run: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["class_path"] == "duality_ssl.VICReg"
-    assert config["model"]["init_args"]["covariance"] == 1
+    model = config["model"]["init_args"]
+    assert model["covariance"] == 1
+    # base_lr and weight_decay of the method replace the optimiser's own
+    assert "betas" in model["optimizer"]["init_args"]
+    assert not {"lr", "weight_decay"} & model["optimizer"]["init_args"].keys()
     assert config["data"]["batch_size"] == 256
     assert list(run.glob("events.out.tfevents.*"))
     assert {path.name for path in (run / "checkpoints").glob("*.ckpt")} == {
@@ -42,6 +47,42 @@ def test_fit_writes_config_events_and_checkpoints(run: Path) -> None:
         "previous.ckpt",
         "best.ckpt",
     }
+
+
+def test_channels_are_those_of_the_data(run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["init_args"]["in_channels"] == 1
+    content = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    assert content["hyper_parameters"]["in_channels"] == 1
+    assert VICReg.load_from_checkpoint(run / "checkpoints/last.ckpt").in_channels == 1
+
+
+class OfDigits(JointEmbedding, criterion=criteria.DCL):
+    """A method with its own arguments."""
+
+    def __init__(self, backbone: str = "resnet_tiny", width: int = 8) -> None:
+        super().__init__(backbone=backbone, projector=f"{width}", in_channels=1)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-c", DIGITS, "--model", "VICReg", "--model.in_channels", "1"],
+        ["-c", DIGITS, "--model", "VICReg", "--model.in_channels", "3", "--model.in_channels=null"],
+        ["--model", f"{__name__}.OfDigits"],
+    ],
+    ids=["set", "unset again", "of the method"],
+)
+def test_channels_that_are_set(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
+    main(["fit", *words, *short, "--experiment", "set"])
+    (path,) = Path("runs/set").glob("*/version_0/checkpoints/last.ckpt")
+    main(["predict", "--ckpt_path", str(path)])
+    method = OfDigits if "OfDigits" in str(path) else VICReg
+    assert method.load_from_checkpoint(path).in_channels == 1
 
 
 def test_fit_writes_every_metric(run: Path) -> None:
@@ -106,8 +147,9 @@ def test_validate_prints_the_metrics(
 def test_pretrained_backbone_of_a_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.parents[3])
     pretrained = ["--model.pretrained", str(run / "checkpoints/last.ckpt")]
-    zero_steps = ["--trainer.max_epochs", "1", "--model.base_lr", "0", "--experiment", "from"]
-    main(["fit", "-c", DIGITS, "--model", "DCL", *pretrained, *zero_steps])
+    zero_steps = [*SHORTEST, "--model.base_lr", "0", "--experiment", "from"]
+    with pytest.warns(UserWarning, match="the learning rate is 0"):
+        main(["fit", "-c", DIGITS, "--model", "DCL", *pretrained, *zero_steps])
     ours = torch.load("runs/from/DCL/version_0/checkpoints/last.ckpt", weights_only=True)
     theirs = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     weights = ours["state_dict"]["backbone.stem.0.weight"]
@@ -177,7 +219,8 @@ def last_metrics(run: Path) -> dict[str, str]:
 def test_words_after_the_runs_config_win(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.parents[3])
     more = ["--trainer.max_epochs", "3", "--model.base_lr", "0.5", "--experiment", "more"]
-    main(["fit", "--ckpt_path", str(run), *more])
+    with pytest.warns(UserWarning, match="goes on with other values than before"):
+        main(["fit", "--ckpt_path", str(run), *more])
     config = yaml.safe_load(Path("runs/more/VICReg/version_0/config.yaml").read_text())
     model = config["model"]["init_args"]
     assert model["base_lr"] == 0.5
@@ -187,7 +230,10 @@ def test_words_after_the_runs_config_win(run: Path, monkeypatch: pytest.MonkeyPa
 def test_another_method_on_a_checkpoint_is_said(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.parents[3])
     more = ["--trainer.max_epochs", "3", "--model", "SimCLR", "--experiment", "other"]
-    with pytest.warns(UserWarning, match="checkpoint is of VICReg, and SimCLR goes on"):
+    with (
+        pytest.warns(UserWarning, match="goes on with other values than before"),
+        pytest.warns(UserWarning, match="checkpoint is of VICReg, and SimCLR goes on"),
+    ):
         main(["fit", "--ckpt_path", str(run), *more])
 
 
@@ -213,7 +259,7 @@ def test_last_is_the_last_and_best_is_the_best(
 
 def test_callbacks_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    left_out = ["--without", "[duality, knn]", "--trainer.max_epochs", "1"]
+    left_out = ["--without", "[duality, knn]", *SHORTEST]
     main(["fit", "-c", DIGITS, "--model", "VICReg", *left_out])
     logged = last_metrics(Path("runs/digits/VICReg/version_0"))
     assert "val/probe_top1" in logged
@@ -224,7 +270,7 @@ def test_end_of_a_fit_says_where_the_time_went(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["--trainer.enable_progress_bar", "false", "--trainer.max_epochs", "1"]
+    words = ["--trainer.enable_progress_bar", "false", *SHORTEST]
     profiled = ["-c", str(CONFIGS / "hardware/profile.yaml"), "-c", DIGITS]
     main(["fit", *profiled, "--model", "VICReg", *words])
     out = capsys.readouterr().out
@@ -249,7 +295,7 @@ def test_no_checkpoint_where_none_is_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    none = ["--trainer.enable_checkpointing", "false", "--trainer.max_epochs", "1"]
+    none = ["--trainer.enable_checkpointing", "false", *SHORTEST]
     main(["fit", "-c", DIGITS, "--model", "VICReg", *none])
     assert not list(tmp_path.rglob("*.ckpt"))
 

@@ -14,6 +14,7 @@ from duality_ssl.data import SSLDataModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 METHODS = sorted(CONFIGS.glob("methods/*.yaml"))
+DATA = sorted(CONFIGS.glob("data/*.yaml"))
 OFFLINE_DATA = [CONFIGS / "data/digits.yaml", CONFIGS / "data/fashion_mnist.yaml"]
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
@@ -58,7 +59,7 @@ def test_every_method_has_a_config() -> None:
     assert configured == set(method_names())
 
 
-@pytest.mark.parametrize("path", [*METHODS, *sorted(CONFIGS.glob("data/*.yaml"))], ids=ids)
+@pytest.mark.parametrize("path", [*METHODS, *DATA, CONFIGS / "optimizers/vit.yaml"], ids=ids)
 def test_config_says_no_default_again(path: Path) -> None:
     config = yaml.safe_load(path.read_text())
     model, data = config.get("model", {}), config.get("data", {})
@@ -81,6 +82,20 @@ def test_configs_merge_in_any_order(
     assert config["model"]["init_args"]["backbone"] == "resnet_tiny"
     assert config["trainer"]["accelerator"] == "cpu"
     assert config["data"]["source"] == "digits"
+
+
+@pytest.mark.parametrize("data", ["digits", "cifar10", "imagenet"])  # AdamW, SGD, LARS
+@pytest.mark.filterwarnings("error")
+def test_transformer_recipe_replaces_the_optimizer_of_the_data(
+    data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [f"data/{data}.yaml", "optimizers/vit.yaml"]
+    config = parse(capsys, *(word for file in files for word in ("-c", str(CONFIGS / file))))
+    model = config["model"]["init_args"]
+    assert model["optimizer"]["class_path"] == "torch.optim.AdamW"
+    assert "momentum" not in model["optimizer"]["init_args"]
+    assert (model["base_lr"], model["weight_decay"]) == (1.5e-4, 0.1)
+    assert config["trainer"]["gradient_clip_val"] == 1
 
 
 @pytest.mark.parametrize("data", OFFLINE_DATA, ids=ids)

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from duality_ssl import distributed, methods
 from duality_ssl.backbones import register_backbone
-from duality_ssl.batch_norm import SyncBatchNorm, synchronize_batch_norm
 from duality_ssl.callbacks import OnlineKNN, OnlineLinearProbe, RankMe
 from duality_ssl.cli import main
 from duality_ssl.data import SSLDataModule
@@ -217,66 +216,6 @@ def test_fewer_validation_images_than_processes_are_refused(three: Processes) ->
     options = {"method": "VICReg", "source": "blobs_7_2", "batch": 24}
     for message in three.run(_refusal, options):
         assert "at least one image a process (3) in the split `val`, but it has 2" in message
-
-
-def _batch_norm(shape: tuple[int, ...], **options: Any) -> dict[str, Tensor]:
-    """Output, gradients and buffers of a batch norm in which this process has its rows."""
-    norm = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d}.get(len(shape), nn.BatchNorm1d)(5, **options)
-    everyone = distributed.processes()
-    module = nn.Sequential(norm).double()
-    for parameter, value in zip(module.parameters(), (0.5, 2.0), strict=False):
-        nn.init.constant_(parameter, value)
-    if everyone.world_size > 1:
-        synchronize_batch_norm(module, torch.device("cpu"))
-        assert isinstance(module[0], SyncBatchNorm)
-    generator = torch.Generator().manual_seed(0)
-    x, weights = torch.randn(2, *shape, dtype=torch.float64, generator=generator)
-    rows = shape[0] // everyone.world_size
-    own = (10 + x)[everyone.own(rows)].requires_grad_()
-    out = module(own)
-    (out * weights[everyone.own(rows)]).sum().backward()
-    assert own.grad is not None
-    parts = {"out": out.detach(), "grad": own.grad}
-    sums = {f"d{name}": p.grad for name, p in module.named_parameters() if p.grad is not None}
-    state = {name: value.double() for name, value in module.state_dict().items()}
-    gathered = {name: distributed.all_gather_rows(part) for name, part in parts.items()}
-    summed = {name: distributed.all_reduce_sum(part) for name, part in sums.items()}
-    evaluated = {"evaluated": module.eval()(x).detach()}
-    return {**gathered, **summed, **state, **evaluated}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 3), (6, 5, 4, 2)], ids=str)
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}, {"eps": 0.1}],
-    ids=str,
-)
-def test_batch_norm_is_that_of_all_rows(
-    two: Processes, shape: tuple[int, ...], options: dict[str, Any]
-) -> None:
-    expected = _batch_norm(shape, **options)
-    for result in two.run(_batch_norm_on_all, shape, options):
-        assert result.keys() == expected.keys()
-        for name, value in expected.items():
-            torch.testing.assert_close(result[name], value, rtol=1e-12, atol=1e-12, msg=name)
-
-
-def _batch_norm_on_all(shape: tuple[int, ...], options: dict[str, Any]) -> dict[str, Tensor]:
-    return _batch_norm(shape, **options)
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_batch_norm_that_does_more_is_refused(device: str) -> None:
-    """PyTorch's own conversion drops timm's activation without a word."""
-    norms = pytest.importorskip("timm.layers")
-    network = nn.Sequential(norms.BatchNormAct2d(3))
-    images = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    assert network(images).min() == 0
-    converted = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    assert converted(images).min() < 0
-    with pytest.raises(ValueError, match=r"BatchNormAct2d, .* --trainer.sync_batchnorm false"):
-        synchronize_batch_norm(nn.Sequential(norms.BatchNormAct2d(3)), torch.device(device))
 
 
 def _trainer() -> Trainer:

@@ -1,15 +1,19 @@
 import inspect
+import json
 from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from callback_stubs import StubData, StubModule, trainer
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from duality_ssl import evaluation, neighbours
-from duality_ssl.callbacks import OfflineEvaluation
+from duality_ssl.callbacks import FeatureWriter, OfflineEvaluation
 from duality_ssl.evaluation import (
     Settings,
     effective_rank,
@@ -234,6 +238,51 @@ def test_without_labels_only_the_ranks_are_there(small: Sets, which: int) -> Non
     assert set(results) == {"rankme", "rankme_features"}
     assert results["rankme"] == rankme(small[2][:, :2]).item()
     assert results["rankme_features"] == rankme(small[2]).item()
+
+
+@pytest.mark.parametrize("unlabelled", [False, True], ids=["one", "one_left"])
+def test_with_one_class_only_the_ranks_are_there(small: Sets, unlabelled: bool) -> None:
+    train, y, val, y_val = small
+    y = torch.where(y == 2, 2, -1) if unlabelled else torch.full_like(y, 2)
+    with pytest.warns(
+        UserWarning, match=r"are of one class, 2: only RankMe .*--data.probe_"
+    ) as said:
+        results = evaluate(train, y, val, y_val)
+    assert len(said) == 1
+    assert results == {"rankme": rankme(val).item(), "rankme_features": rankme(val).item()}
+
+
+def test_one_class_in_validation_is_enough(small: Sets) -> None:
+    train, y, val, y_val = small
+    chosen = y_val == 1
+    assert evaluate(train, y, val[chosen], y_val[chosen])["linear_top1"] > 0.5
+
+
+def test_one_class_leaves_the_ranks_in_the_file(tmp_path: Path) -> None:
+    run, data = trainer(tmp_path, OfflineEvaluation()), StubData()
+    data.train.tensors[1].fill_(0)
+    with pytest.warns(UserWarning, match="only RankMe"):
+        run.test(StubModule(), data, verbose=False)
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    assert record["num_train"] == 128
+    assert "linear_top1" not in record
+    assert record["rankme"] == pytest.approx(run.callback_metrics["test/rankme"].item())
+
+
+class NoProjector(StubModule):
+    def _represent(self, batch: Any) -> dict[str, Tensor]:
+        outputs = super()._represent(batch)
+        return {"features": (outputs["features"],), "labels": outputs["labels"]}
+
+
+def test_a_module_without_embeddings_is_evaluated_and_written(tmp_path: Path) -> None:
+    run = trainer(tmp_path, OfflineEvaluation(few_label_draws=1), FeatureWriter())
+    run.test(NoProjector(), StubData(), verbose=False)
+    metrics = run.callback_metrics
+    assert metrics["test/rankme"] == metrics["test/rankme_features"]
+    run.predict(NoProjector(), StubData())
+    with np.load(tmp_path / "features.npz") as file:
+        assert {*file} == {"features", "labels"}
 
 
 def test_effective_rank_takes_rows_from_the_whole_set() -> None:

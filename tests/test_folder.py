@@ -1,4 +1,4 @@
-"""Folders of files: listing, decoding of every mode, crops in workers, bad images."""
+"""Folders of files: decoding of every mode, crops in workers, bad images."""
 
 import warnings
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torchvision import transforms as tv
 
 from duality_ssl.data import SSLDataModule, View, create_source
 from duality_ssl.data.decode import Box, _reduce, centre_box, read_crops
-from duality_ssl.data.folder import FolderDataset
+from duality_ssl.data.file_images import FolderDataset
 from duality_ssl.data.loader import Batch
 from duality_ssl.data.sampler import BatchRequest
 
@@ -39,101 +39,6 @@ def decode(path: Path) -> np.ndarray:
 def labelled(tmp_path: Path) -> Path:
     write_folder(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def flat(tmp_path: Path) -> Path:
-    for i in range(7):
-        write_image(tmp_path / f"{i}.jpg", seed=i)
-    return tmp_path
-
-
-def test_labelled_folder(labelled: Path) -> None:
-    write_image(labelled / "train" / "dog" / "deeper" / "z.png")
-    (labelled / "train" / "dog" / "notes.txt").touch()
-    (labelled / "train" / "dog" / ".hidden.jpg").touch()
-    (labelled / "train" / ".cache").mkdir()
-    source = create_source("folder", labelled)
-    train, val = source.load("pretrain"), source.load("val")
-    assert source.class_names == ("cat", "dog")
-    assert train.labels.tolist() == [0] * 6 + [1] * 7
-    assert val.labels.tolist() == [0] * 3 + [1] * 3
-    assert train.path(0) == labelled / "train" / "cat" / "cat_0.jpg"
-    assert train.path(6) == labelled / "train" / "dog" / "deeper" / "z.png"
-    assert all(train.path(i).is_file() for i in range(len(train)))
-
-
-def test_flat_folder_is_unlabelled_and_its_own_validation_set(flat: Path) -> None:
-    source = create_source("folder", flat)
-    assert source.class_names is None
-    assert source.load("pretrain").labels.tolist() == [-1] * 7
-    assert len(source.load("val")) == 7
-
-
-def test_flat_train_folder_with_flat_validation(tmp_path: Path) -> None:
-    for split, n in (("train", 5), ("val", 2)):
-        for i in range(n):
-            write_image(tmp_path / split / f"{i}.jpg")
-    source = create_source("folder", tmp_path)
-    assert (len(source.load("pretrain")), len(source.load("val"))) == (5, 2)
-    assert source.class_names is None
-
-
-def test_names_of_any_alphabet(tmp_path: Path) -> None:
-    write_folder(tmp_path, ("кот", "犬 2"), train=1, val=1)
-    images = create_source("folder", tmp_path).load("train")
-    assert [images.path(i).parent.name for i in range(2)] == ["кот", "犬 2"]
-    assert read_crops(images.path(0), 8, centre_box(8))
-
-
-def test_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"train/<class>/\* and val/.*but .*` is empty"):
-        create_source("folder", tmp_path).load("train")
-
-
-def test_class_folders_without_train(tmp_path: Path) -> None:
-    write_image(tmp_path / "cat" / "0.jpg")
-    with pytest.raises(FileNotFoundError, match=r"train/<class>/\*.* but .* holds cat/"):
-        create_source("folder", tmp_path).load("train")
-
-
-def test_empty_class(labelled: Path) -> None:
-    (labelled / "train" / "eel").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"images \(.*jpg.*eel`, but found none"):
-        create_source("folder", labelled).load("train")
-
-
-def test_images_beside_classes(labelled: Path) -> None:
-    write_image(labelled / "train" / "stray.jpg")
-    with pytest.raises(ValueError, match=r"either class folders or images, but it holds 2 .* 1 im"):
-        create_source("folder", labelled).load("train")
-
-
-def test_no_validation_set(tmp_path: Path) -> None:
-    write_image(tmp_path / "train" / "cat" / "0.jpg")
-    with pytest.raises(FileNotFoundError, match=r"val/<class>/\* beside .* holds train/"):
-        create_source("folder", tmp_path).load("val")
-
-
-def test_unknown_class_in_validation(labelled: Path) -> None:
-    write_image(labelled / "val" / "eel" / "0.jpg")
-    with pytest.raises(ValueError, match="named as those in train/, but eel is not among them"):
-        create_source("folder", labelled).load("val")
-
-
-def test_imagenet(tmp_path: Path) -> None:
-    write_folder(tmp_path, ("n01440764", "n01443537"), train=2, val=1)
-    source = create_source("imagenet", tmp_path)
-    assert source.class_names == ("n01440764", "n01443537")
-    assert source.load("val").labels.tolist() == [0, 1]
-    assert (source.image_size, source.mean) == (224, (0.485, 0.456, 0.406))
-
-
-def test_imagenet_with_flat_validation(tmp_path: Path) -> None:
-    write_image(tmp_path / "train" / "n01440764" / "0.jpg")
-    write_image(tmp_path / "val" / "ILSVRC2012_val_00000001.jpg")
-    with pytest.raises(ValueError, match=r"1 images and no folders: the archive .*valprep.sh"):
-        create_source("imagenet", tmp_path).load("val")
 
 
 def gradient() -> np.ndarray:

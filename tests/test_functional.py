@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -129,40 +130,56 @@ def test_rankme_of_a_device_without_float64() -> None:
     assert functional.rankme(z.as_subclass(_OnMPS)) == functional.rankme(z)
 
 
-@pytest.mark.parametrize("dim", [0, 1], ids=["dimensions", "samples"])
 @pytest.mark.parametrize("temperature", [None, 0.3], ids=["squares", "logsumexp"])
 @pytest.mark.parametrize(
     ("n", "d"), [(9, 4), (4, 9), (5, 5), (2, 700), (700, 2)], ids=lambda size: str(size)
 )
-def test_regularized_views(n: int, d: int, temperature: float | None, dim: int) -> None:
+def test_regularized_dimensions(n: int, d: int, temperature: float | None) -> None:
     z1, z2 = 3 + random(n, d), random(n, d, 1)
-    invariance, variances, penalties = functional.regularized_views(z1, z2, dim, temperature)
+    invariance, variances, penalties = functional.regularized_dimensions(z1, z2, temperature)
     assert invariance.item() == pytest.approx(((z1 - z2) ** 2).mean().item(), rel=1e-12)
     for z, variance, penalty in zip((z1, z2), variances, penalties, strict=True):
-        vectors = (z if dim == 0 else z.T).numpy()
-        assert variance.tolist() == pytest.approx(references.variances(vectors), rel=1e-11)
+        assert variance.tolist() == pytest.approx(references.variances(z.numpy()), rel=1e-11)
         hinge = functional.variance_hinge(variance).item()
-        assert hinge == pytest.approx(references.variance_hinge(vectors), rel=1e-11)
+        assert hinge == pytest.approx(references.variance_hinge(z.numpy()), rel=1e-11)
         if temperature is None:
-            expected = references.squared_covariance(vectors)
-            squared = functional.squared_covariance(z if dim == 0 else z.T)
+            expected = references.squared_covariance(z.numpy())
+            squared = functional.squared_covariance(z)
             assert squared.item() == pytest.approx(expected, rel=1e-11, abs=1e-14)
         else:
-            expected = references.covariance_logsumexp(vectors, temperature)
+            expected = references.covariance_logsumexp(z.numpy(), temperature)
         assert penalty.item() == pytest.approx(expected, rel=1e-11, abs=1e-14)
 
 
-@pytest.mark.parametrize("dim", [0, 1], ids=["dimensions", "samples"])
-@pytest.mark.parametrize("temperature", [None, 0.3], ids=["squares", "logsumexp"])
+@pytest.mark.parametrize(
+    ("n", "d"), [(9, 4), (4, 9), (2, 700), (700, 2)], ids=lambda size: str(size)
+)
+def test_regularized_samples(n: int, d: int) -> None:
+    z1, z2 = 3 + random(n, d), random(n, d, 1)
+    invariance, variances, penalties = functional.regularized_samples(z1, z2, 0.3)
+    assert invariance.item() == pytest.approx(((z1 - z2) ** 2).mean().item(), rel=1e-12)
+    for z, variance, penalty in zip((z1, z2), variances, penalties, strict=True):
+        rows = (z - z.mean(dim=0)).numpy()
+        assert variance.tolist() == pytest.approx(references.variances(rows.T), rel=1e-11)
+        products = rows @ rows.T / ((d - 1) * 0.3)
+        others = [[products[i, j] for j in range(n) if j != i] for i in range(n)]
+        expected = sum(references.logsumexp(row) for row in others) / n
+        assert penalty.item() == pytest.approx(expected, rel=1e-11)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        functional.regularized_dimensions,
+        partial(functional.regularized_dimensions, temperature=0.3),
+        partial(functional.regularized_samples, temperature=0.3),
+    ],
+    ids=["squares", "logsumexp", "samples"],
+)
 @pytest.mark.parametrize(("n", "d"), [(6, 3), (3, 6), (4, 4)], ids=["tall", "wide", "square"])
-def test_gradients_of_regularized_views(
-    n: int, d: int, temperature: float | None, dim: int
-) -> None:
-    views = 3 + random(n, d), random(n, d, 1)
-    inputs = tuple(z.requires_grad_() for z in views)
-    assert torch.autograd.gradcheck(
-        lambda *z: functional.regularized_views(*z, dim, temperature), inputs
-    )
+def test_gradients_of_regularized_views(function: Callable[..., Any], n: int, d: int) -> None:
+    inputs = tuple(z.requires_grad_() for z in (3 + random(n, d), random(n, d, 1)))
+    assert torch.autograd.gradcheck(function, inputs)
 
 
 @pytest.mark.parametrize(
@@ -486,7 +503,7 @@ def test_tiles_are_the_whole_matrix(
 @pytest.mark.parametrize("n", [3, 7, 1024], ids=lambda n: f"N={n}")
 def test_pieces_do_not_show(n: int, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """However the views are cut, and however they lie in memory, value and gradient stay."""
-    functions = (functional.cross_correlation, functional.regularized_views)
+    functions = (functional.cross_correlation, functional.regularized_dimensions)
     views = [random(n, 40, seed) for seed in range(2)]
     if layout == "columns":
         views = [z.T.contiguous().T for z in views]

@@ -128,32 +128,38 @@ def test_equation_10_vicreg_through_the_gram_matrix(n: int, d: int) -> None:
 
 @pytest.mark.parametrize("temperature", [0.1, 0.15, 0.5])
 @pytest.mark.parametrize("invariance", [1.0, 25.0])
+@pytest.mark.parametrize(("n", "d"), [(6, 10), (10, 6)], ids=["wide", "tall"])
 def test_vicreg_ctr_is_scaled_dcl_with_negatives_within_views(
-    temperature: float, invariance: float
+    temperature: float, invariance: float, n: int, d: int
 ) -> None:
-    n, d = 7, 10
-    covariance = invariance * temperature  # nu = lambda tau
     views = []
     for seed in (0, 1):
-        z = random(n, d, seed)
-        # Rows centred, of norm sqrt(D - 1): a standard deviation of 1 exactly, up to the 1e-4.
-        views.append(
-            functional.normalize_rows((z.T - z.T.mean(dim=0)).T, (d - 1) ** 0.5).requires_grad_()
-        )
+        half = random(n // 2, d, seed)
+        half = half - half.mean(dim=1, keepdim=True)
+        # With their negatives: rows of mean zero and of norm sqrt(D - 1), a standard deviation of 1
+        # exactly, whose dimensions have mean zero too. Both views then get the same other means.
+        rows = functional.normalize_rows(torch.cat([half, -half]), (d - 1) ** 0.5)
+        views.append(rows + random(1, d, seed=2))
+    covariance = invariance * temperature * (d - 1) / d
     terms = VICRegCtr(invariance, 25, covariance, temperature)(*views)
     assert terms["variance"] == 0
     dcl = references.pair_contrast(
-        *(view.detach().numpy() for view in views),
+        *(view.numpy() for view in views),
         temperature=temperature,
         similarity="cosine",
-        normalization="embeddings",
+        normalization="centered",
         with_positive=False,
         with_across=False,
     )
-    # MSE = 2 (1 - cos) (D - 1) / D: the paper's D becomes D - 1 with the unbiased Gram matrix.
-    mse = terms["invariance"] * d / (d - 1)
-    loss = invariance * mse + covariance * terms["covariance"]
-    assert loss.item() == pytest.approx(2 * covariance * dcl + 2 * invariance, rel=1e-12)
+    expected = 2 * covariance * dcl + 2 * invariance * (d - 1) / d
+    assert terms["loss"].item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("n", "d"), [(6, 10), (10, 6)], ids=["wide", "tall"])
+def test_vicreg_ctr_charges_a_constant_batch_with_the_whole_hinge(n: int, d: int) -> None:
+    """Centred rows would hide it: each of them varies over the dimensions as before."""
+    z = random(1, d).expand(n, d)
+    assert VICRegCtr()(z, z)["variance"].item() == pytest.approx(0.99, rel=1e-12)
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "squared", "absolute"])

@@ -3,7 +3,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from callback_stubs import StubData, StubModule, trainer, two_views
+from callback_stubs import (
+    PlainModule,
+    StubData,
+    StubModule,
+    plain_loaders,
+    trainer,
+    two_views,
+)
 
 from duality_ssl.callbacks import OnlineKNN
 from duality_ssl.callbacks.knn import FeatureBank
@@ -66,6 +73,15 @@ def test_bank_is_one_epoch_at_most(tmp_path: Path) -> None:
     run.fit(StubModule(), datamodule=StubData())
     assert len(small._bank) == 10
     assert 0 < run.callback_metrics["val/knn_top1"] <= 1
+
+
+def test_any_module_has_neighbours(tmp_path: Path) -> None:
+    knn = OnlineKNN(num_classes=8)
+    run = trainer(tmp_path, knn, epochs=2)
+    module = PlainModule(lambda h, y: {"features": (h, h, h), "labels": y})
+    run.fit(module, *plain_loaders())
+    assert len(knn._bank) == 3 * 128
+    assert run.callback_metrics["val/knn_top1"] > 0.9
 
 
 def test_without_labels_it_is_off_and_says_so(tmp_path: Path) -> None:

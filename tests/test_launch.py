@@ -235,7 +235,7 @@ def lose(new: Job, launcher: str, rank: int, name: str, sentence: str, *words: s
     remedy = "Continue with --ckpt_path last."
     # Lightning's observer of processes looks every five seconds, and may come first
     observed = f"Child process with PID [0-9]+ terminated with code -9. All others end. {remedy}"
-    expected = f"^duality-ssl: error: {re.escape(sentence)} {remedy}$|{observed}$"
+    expected = f"^duality-ssl: error: {re.escape(sentence)} {remedy} \\(.*\\)$|{observed}$"
     assert re.search(expected, said, re.MULTILINE), said
     assert said.count("error") <= 1
     assert "Traceback" not in said

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from callback_stubs import StubData, StubModule, trainer
+from callback_stubs import PlainModule, StubData, StubModule, plain_loaders, trainer
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from duality_ssl.callbacks import OnlineLinearProbe
+from duality_ssl.callbacks import OnlineKNN, OnlineLinearProbe
 from duality_ssl.callbacks.linear_probe import StandardizedLinear
 from duality_ssl.evaluation import linear_top1
 
@@ -93,6 +93,7 @@ def test_without_labels_it_is_off_and_says_so_once(tmp_path: Path) -> None:
     assert len(said) == 1
     assert "off: the data has no labels" in said[0]
     assert "--data.probe_source" in said[0]
+    assert "OnlineLinearProbe(num_classes=...)" in said[0]
     assert not [name for name in run.callback_metrics if "probe" in name]
 
 
@@ -114,6 +115,68 @@ def test_a_batch_without_labels_leaves_the_head_finite(tmp_path: Path) -> None:
     data.train.tensors[1][:32] = -1
     trainer(tmp_path, probe).fit(StubModule(), datamodule=data)
     assert all(value.isfinite().all() for value in probe.heads.state_dict().values())
+
+
+ENTRIES: dict[str, Any] = {
+    "tensor": lambda h, y: {"features": h, "labels": y},
+    "one": lambda h, y: {"features": (h,), "labels": y},
+    "three": lambda h, y: {"features": [h, 2 * h, h + 1], "labels": y.int()},
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
+def test_any_module_is_probed(tmp_path: Path, entry: Any) -> None:
+    probe = OnlineLinearProbe(num_classes=8)
+    run = trainer(tmp_path, probe, epochs=4)
+    run.fit(PlainModule(entry), *plain_loaders())
+    assert run.callback_metrics["val/probe_top1"] > 0.9
+    assert probe.state_dict()["steps"] == 4 * 4
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "nothing": (lambda h, y: {}, r"Expected `training_step` to return .*'features'.*no 'features'"),
+    "no labels": (lambda h, y: {"features": h}, "'labels', a tensor .* but got no 'labels'"),
+    "map": (lambda h, y: {"features": h[:, :, None], "labels": y}, r"a tensor \(32, 12, 1\)"),
+    "both views in one": (
+        lambda h, y: {"features": torch.cat([h, h]), "labels": y},
+        r"its N = 64 samples, but got a tensor \(32,\)",
+    ),
+    "classes": (lambda h, y: {"features": h, "labels": y + 5}, "number of classes, 8, .*12: pass"),
+}
+
+
+@pytest.mark.parametrize(("entry", "said"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize("callback", [OnlineLinearProbe, OnlineKNN])
+def test_what_a_step_must_return_is_said(
+    tmp_path: Path, callback: Any, entry: Any, said: str
+) -> None:
+    run = trainer(tmp_path, callback(num_classes=8), epochs=1)
+    with pytest.raises(ValueError, match=said):
+        run.fit(PlainModule(entry), *plain_loaders())
+
+
+@pytest.mark.parametrize("callback", [OnlineLinearProbe, OnlineKNN])
+def test_what_a_validation_step_must_return_is_said(tmp_path: Path, callback: Any) -> None:
+    run = trainer(tmp_path, callback(num_classes=8), epochs=1)
+    with pytest.raises(ValueError, match=r"Expected `validation_step` .* no 'features'"):
+        run.fit(PlainModule(val_entry=lambda h, y: h.mean()), *plain_loaders())
+
+
+def test_number_of_classes_is_checked() -> None:
+    with pytest.raises(ValueError, match="`num_classes` of at least 1, but got 0"):
+        OnlineLinearProbe(num_classes=0)
+
+
+def test_number_of_classes_that_is_given_is_the_one(tmp_path: Path) -> None:
+    probe = OnlineLinearProbe(num_classes=11)
+    trainer(tmp_path, probe, epochs=1).fit(StubModule(), datamodule=StubData())
+    assert probe.heads["backbone"].linear.out_features == 11
+
+
+def test_new_heads_draw_no_random_numbers() -> None:
+    before = torch.get_rng_state()
+    StandardizedLinear(3, 2)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 class Rescale(Callback):
@@ -139,7 +202,7 @@ def test_a_probe_set_is_not_learnt_from_before_it_is_seen(tmp_path: Path) -> Non
     settings = {"num_sanity_val_steps": 0, "check_val_every_n_epoch": 2}
     run = trainer(tmp_path, probe, epochs=1, **settings)
     run.fit(StubModule(), datamodule=StubData("probe"))
-    assert probe.state_dict()["steps"] == 0
+    assert probe.state_dict() == {}
     assert not [name for name in run.callback_metrics if "probe" in name]
 
 

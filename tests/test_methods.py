@@ -11,15 +11,23 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import LightningDataModule, Trainer
+from lightning import Callback, LightningDataModule, Trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SequentialSampler,
+)
 
 from duality_ssl import criteria, methods
 from duality_ssl.backbones import register_backbone
+from duality_ssl.batches import one_view, two_views
 from duality_ssl.criteria import Criterion
 from duality_ssl.distributed import rank, world_size
 from duality_ssl.methods import JointEmbedding, SimCLR, VICReg
+from duality_ssl.optim import warmup_cosine
 
 METHODS = [getattr(methods, name) for name in criteria.__all__ if not name.endswith("Criterion")]
 SMALL: dict[str, Any] = {"backbone": "resnet_tiny", "projector": "32-16", "in_channels": 1}
@@ -347,9 +355,179 @@ def test_channels_of_the_data_must_be_the_backbones() -> None:
         trainer().fit(make(), datamodule=Noise(channels=3))
 
 
-def test_no_end_of_training_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"Set --trainer\.max_epochs or --trainer\.max_steps"):
-        trainer(max_epochs=-1).fit(make(), datamodule=Noise())
+@pytest.mark.parametrize("options", [{}, {"in_channels": None}], ids=["unset", "none"])
+def test_channels_are_three_unless_they_are_set(options: dict[str, None]) -> None:
+    model = VICReg(backbone="resnet_tiny", projector="32-16", **options)
+    assert model.in_channels == model.hparams["in_channels"] == 3
+    with pytest.raises(ValueError, match=r"the data has 1\. Set --model\.in_channels 1"):
+        trainer().fit(model, datamodule=Noise())
+
+
+class Pairs(Dataset):
+    """Two views and a class, sample by sample, as a data set of anybody's has them."""
+
+    def __init__(self, n: int = 12) -> None:
+        views = torch.randn(2, n, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        self.samples = [((x1, x2), i % 3) for i, (x1, x2) in enumerate(zip(*views, strict=True))]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[tuple[Tensor, Tensor], int]:
+        return self.samples[index]
+
+
+class PairStream(IterableDataset):
+    """The same without a length."""
+
+    def __iter__(self) -> Iterator[tuple[tuple[Tensor, Tensor], int]]:
+        return iter(Pairs().samples)
+
+
+class StopAtStep(Callback):
+    """Ends a fit that has no end."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step >= self.step
+
+
+@pytest.mark.parametrize(
+    ("options", "warmup_epochs", "total", "steps_of_warmup"),
+    [
+        ({"max_steps": 5}, 1, 5, 3),
+        ({"max_epochs": 2}, 1, 6, 3),
+        ({"max_epochs": 2, "max_steps": 5}, 0, 5, 0),
+        ({"max_epochs": -1, "max_steps": 5}, 0, 5, 0),
+        ({"max_epochs": 2, "accumulate_grad_batches": 2}, 1, 4, 2),
+        ({"max_epochs": 2, "limit_train_batches": 2}, 1, 4, 2),
+        ({"max_time": "00:01:00:00"}, 1, math.inf, 3),
+        ({"max_epochs": -1}, 1, math.inf, 3),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("with_val", [False, True], ids=["", "val"])
+def test_schedule_of_plain_loaders(
+    options: dict[str, Any],
+    warmup_epochs: float,
+    total: float,
+    steps_of_warmup: int,
+    with_val: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[float, float]] = []
+
+    def spy(optimizer: Any, warmup_steps: float, total_steps: float, floor: float) -> Any:
+        seen.append((warmup_steps, total_steps))
+        return warmup_cosine(optimizer, warmup_steps, total_steps, floor)
+
+    monkeypatch.setattr(methods, "warmup_cosine", spy)
+    fit = trainer(callbacks=StopAtStep(7), **{"max_epochs": None, **options})
+    model = make(backbone="flat_linear", base_lr=64.0, warmup_epochs=warmup_epochs)
+    val = DataLoader([(x1, y) for (x1, _), y in Pairs(5).samples], batch_size=2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit.fit(model, DataLoader(Pairs(), batch_size=4), val if with_val else None)
+    said = [str(w.message) for w in caught if "the fit has no end" in str(w.message)]
+    assert seen == [(steps_of_warmup, total)]
+    assert len(said) == (total == math.inf)
+    group = fit.optimizers[0].param_groups[0]
+    assert group["initial_lr"] == 1.0 * options.get("accumulate_grad_batches", 1)
+    if total == math.inf:
+        assert group["lr"] == group["initial_lr"]
+        assert "the rate stays 1." in said[0]
+        assert "--trainer.max_steps" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("loader", "options"),
+    [
+        (lambda: DataLoader(Pairs(), batch_sampler=batches_of(4)), {"max_steps": 2}),
+        (lambda: DataLoader(PairStream(), batch_size=4), {"max_steps": 2}),
+        (lambda: DataLoader(PairStream(), batch_size=4), {"max_epochs": 1}),
+    ],
+    ids=["batch_sampler", "no_length", "no_length_and_epochs"],
+)
+def test_global_batch_is_that_of_the_loader(loader: Any, options: dict[str, Any]) -> None:
+    fit = trainer(**{"max_epochs": -1, **options})
+    fit.fit(make(backbone="flat_linear", base_lr=64.0), loader())
+    assert fit.optimizers[0].param_groups[0]["initial_lr"] == 1.0
+
+
+def batches_of(size: int) -> BatchSampler:
+    return BatchSampler(SequentialSampler(range(12)), size, drop_last=False)
+
+
+def test_loader_without_a_batch_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a `batch_size` .* give the data module"):
+        trainer(max_steps=1).fit(make(), Noise().train_dataloader())
+
+
+X, Y = torch.zeros(4, 1, 8, 8), torch.arange(4)
+
+
+@pytest.mark.parametrize(
+    "batch", [X, [X], (X, Y), [[X], Y]], ids=["x", "(x)", "(x, y)", "((x), y)"]
+)
+def test_evaluation_takes_plain_batches(batch: Any) -> None:
+    images, labels = one_view(batch)
+    assert images is X
+    assert labels.tolist() == (Y if len(batch) == 2 else torch.full((4,), -1)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("take", "batch", "said"),
+    [
+        (two_views, [X, Y], r"got \(a tensor \(4, 1, 8, 8\), a tensor \(4,\)\): have the training"),
+        (two_views, [X, X], "two views of N images and N labels"),
+        (two_views, [[X, X, X], Y], "two views of N images and N labels"),
+        (two_views, {"x": X}, "got a dict"),
+        (one_view, [[X, X], Y], r"Expected batches \(x, labels\)"),
+        (one_view, [X, X], r"Expected batches \(x, labels\)"),
+    ],
+    ids=["one view", "no labels", "three views", "dict", "two views", "pair"],
+)
+def test_other_batches_are_refused(take: Any, batch: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        take(batch)
+
+
+class Returns(nn.Module):
+    """A backbone of 12 features that returns something else."""
+
+    num_features = 12
+
+    def __init__(self, shape: tuple[int, ...] | None) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, images: Tensor) -> Any:
+        features = images.new_zeros(len(images), *(self.shape or (12,)))
+        return features if self.shape else (features, None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((5, 12), r"here \(6, 12\), but got \(6, 5, 12\): average the tokens, or take the class"),
+        ((12, 2, 2), "average the map over its height and width"),
+        ((7,), "set its `num_features` to 7"),
+        (None, "but got a tuple: return the pooled features alone"),
+    ],
+    ids=["tokens", "map", "width", "tuple"],
+)
+@pytest.mark.parametrize("step", ["training_step", "validation_step"])
+def test_backbone_that_returns_no_feature_vectors_is_refused(
+    shape: tuple[int, ...] | None, said: str, step: str
+) -> None:
+    model = make(backbone="flat_linear")
+    model.backbone = Returns(shape)
+    (x1, x2), labels = batch()
+    images = [x1, x2] if step == "training_step" else [x1]
+    with pytest.raises(ValueError, match=said):
+        getattr(model, step)((images, labels), 0)
 
 
 def test_method_of_ones_own_is_a_criterion_and_a_name() -> None:

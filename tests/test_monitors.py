@@ -5,10 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from callback_stubs import StubData, StubModule, trainer
+from callback_stubs import PlainModule, StubData, StubModule, plain_loaders, trainer
+from lightning import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from duality_ssl.callbacks import CollapseGuard, DualityMonitor, RankMe, duality_terms
+from duality_ssl.callbacks import (
+    BackboneWriter,
+    CollapseGuard,
+    DualityMonitor,
+    GuardError,
+    RankMe,
+    ViewGrid,
+    duality_terms,
+)
 from duality_ssl.functional import rankme
 
 
@@ -127,6 +137,33 @@ def test_duality_monitor_logs_the_mean_over_views_and_its_turns(tmp_path: Path) 
     for name in measured[0][0]:
         expected = torch.stack([view[name] for views in measured for view in views]).mean()
         torch.testing.assert_close(run.callback_metrics[f"duality/{name}"], expected)
+
+
+def test_monitors_take_any_module(tmp_path: Path) -> None:
+    module = PlainModule(lambda h, y: {"embeddings": h})
+    watching = [RankMe(), DualityMonitor(), CollapseGuard(action="stop")]
+    run = trainer(tmp_path, *watching, epochs=2)
+    run.fit(module, *plain_loaders())
+    assert run.callback_metrics["val/rankme_features"] > 1
+    assert "val/rankme" not in run.callback_metrics
+    assert run.callback_metrics["duality/cosine_std"] > 0
+
+
+def test_guard_names_images_of_any_batch(tmp_path: Path) -> None:
+    train, _ = plain_loaders()
+    train.dataset.tensors[0][5] = torch.nan
+    module = PlainModule(lambda h, y: {"embeddings": h})
+    with pytest.raises(GuardError, match=r"pixels of 1 of 32 images \(row 5\) are NaN"):
+        trainer(tmp_path, CollapseGuard(action="stop")).fit(module, train)
+
+
+@pytest.mark.parametrize("callback", [DualityMonitor, CollapseGuard, ViewGrid, BackboneWriter])
+def test_what_a_monitor_needs_is_said(tmp_path: Path, callback: type[Callback]) -> None:
+    board = TensorBoardLogger(tmp_path)
+    run = trainer(tmp_path, callback(), logger=board, log_every_n_steps=1)
+    needs = r"'embeddings', a tensor|\(\[x1, x2\], labels\)|leave BackboneWriter out"
+    with pytest.raises(ValueError, match=needs):
+        run.fit(PlainModule(), *plain_loaders())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""LARS and the schedule against peers and plain loops; fused steps; parameter groups; scaling."""
+"""LARS and the schedule against peers and plain loops; fused steps; scaling."""
 
 import importlib
 import math
@@ -466,86 +466,6 @@ def test_schedule_resumes_from_its_state() -> None:
 def test_schedule_refuses(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         warmup_cosine(sgd(1.0), *arguments)
-
-
-class Everything(nn.Module):
-    """One parameter of each kind, named by where it belongs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
-        self.linear = nn.Linear(4, 5)
-        self.batch_norm = nn.BatchNorm2d(4)
-        self.layer_norm = nn.LayerNorm((4, 6, 6))  # its parameters are not vectors
-        self.group_norm = nn.GroupNorm(2, 4)
-        self.layer_scale = nn.Parameter(torch.ones(4, 1, 1))
-        self.temperature = nn.Parameter(torch.ones(()))
-        self.bias = nn.Parameter(torch.ones(4, 5))
-        self.frozen = nn.Parameter(torch.ones(4, 4), requires_grad=False)
-        self.again = self.linear
-
-
-def test_parameter_groups() -> None:
-    module = Everything()
-    names = {parameter: name for name, parameter in module.named_parameters()}
-    weights, rest = parameter_groups(module, weight_decay=0.1)
-    assert [names[p] for p in weights["params"]] == ["conv.weight", "linear.weight"]
-    assert {names[p] for p in rest["params"]} == set(names.values()) - {
-        "conv.weight",
-        "linear.weight",
-        "frozen",
-    }
-    assert (weights["weight_decay"], weights["adapt"]) == (0.1, True)
-    assert (rest["weight_decay"], rest["adapt"]) == (0.0, False)
-    assert len(rest["params"]) == len(set(rest["params"]))
-
-
-@pytest.mark.parametrize("name", ["resnet_tiny", "resnet18_32", "convnext_tiny"])
-def test_parameter_groups_of_a_backbone_hold_every_parameter_once(name: str) -> None:
-    with torch.device("meta"):
-        module = create_backbone(name)
-    weights, rest = parameter_groups(module, weight_decay=0.1)
-    assert len(weights["params"]) + len(rest["params"]) == len(list(module.parameters()))
-    assert all(parameter.ndim in (2, 4) for parameter in weights["params"])
-    kernels = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    assert len(weights["params"]) == len(kernels)
-
-
-@pytest.mark.parametrize("make", [LARS, SGD, torch.optim.AdamW], ids=["LARS", "SGD", "AdamW"])
-def test_parameter_groups_suit_every_optimizer(make: type[torch.optim.Optimizer]) -> None:
-    module = nn.Linear(2, 3)
-    optimizer = make(parameter_groups(module, weight_decay=0.1), lr=0.1)
-    module(torch.ones(2, 2)).sum().backward()
-    optimizer.step()
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
-
-
-def test_parameter_groups_adapt_weights_that_are_not_decayed() -> None:
-    module = nn.Linear(4, 4)
-    before = module.weight.detach().clone()
-    optimizer = LARS(parameter_groups(module, weight_decay=0.0), lr=1.0, momentum=0.0)
-    module.weight.grad = torch.randn(4, 4)
-    optimizer.step()
-    assert (module.weight - before).norm().item() == pytest.approx(
-        0.001 * before.norm().item(), rel=1e-4
-    )
-
-
-@pytest.mark.parametrize(
-    ("module", "weight_decay", "message"),
-    [
-        pytest.param(nn.Identity(), 0.0, "Identity to have parameters to train", id="nothing"),
-        pytest.param(
-            nn.Linear(2, 2).requires_grad_(False), 0.0, "none requires a gradient", id="frozen"
-        ),
-        pytest.param(
-            nn.Linear(2, 2), -1.0, "`weight_decay` to be at least 0, but got -1.0", id="negative"
-        ),
-    ],
-)
-def test_parameter_groups_refuse(module: nn.Module, weight_decay: float, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        parameter_groups(module, weight_decay)
 
 
 def test_learning_rate_scales_with_the_batch() -> None:

@@ -1,11 +1,16 @@
 """The tables of the results page are rendered from figures, never typed."""
 
+import importlib
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+
+from duality_ssl.data import create_source, sources
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,6 +59,31 @@ def test_pixels_are_those_that_are_stored(results: ModuleType) -> None:
     assert figures["linear_top1"] > 0.94
     assert "rankme" not in figures
     assert figures["knn_top1"] > 0.97
+
+
+def test_the_table_of_the_sweep_is_that_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    sweep = importlib.import_module("vicreg_ctr")
+    rows = sweep.read()
+    settings = {(row["temperature"], row["factor"], row["seed"]) for row in rows}
+    assert settings == {*itertools.product(sweep.TEMPERATURES, sweep.FACTORS, sweep.SEEDS)}
+    assert f"<!-- table vicreg_ctr -->\n{sweep.table(rows)}\n<!--" in sweep.PAGE.read_text()
+    twice = [
+        {**rows[0], "few_label_top1": top1, "seed": seed} for seed, top1 in enumerate((0.9, 0.92))
+    ]
+    assert sweep.table(twice).endswith("| 0.1 | 1.25 | 0.5 | 97.2 ± 0.0 | 91.0 ± 1.4 |")
+
+
+def test_the_sweep_holds_out_a_fifth_of_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr(sources, "_SOURCES", dict(sources._SOURCES))
+    importlib.import_module("vicreg_ctr").register_held_out_fifth()
+    digits, of_train = create_source("digits").load("train"), create_source("digits_of_train")
+    train, val = of_train.load("train"), of_train.load("val")
+    assert (len(train), len(val)) == (1149, 288)
+    images = torch.cat([train.images, val.images]).flatten(1)
+    assert sorted(images.tolist()) == sorted(digits.images.flatten(1).tolist())
+    assert val.labels.bincount().min() > 20
 
 
 def test_pages_have_a_place_for_every_table() -> None:

@@ -51,7 +51,7 @@ def kill_at(hook: str, call: int) -> Callback:
 def fit(*extra: Callback, **settings: Any) -> Trainer:
     """Go on with the run of this folder from its newest checkpoint, or start it."""
     lightning.seed_everything(0, verbose=False)
-    module = VICReg(backbone="resnet_tiny", projector="16-16", in_channels=1, warmup_epochs=1)
+    module = VICReg(backbone="resnet_tiny", projector="16-16", in_channels=1, warmup_epochs=0.5)
     if settings.pop("dropout", False):
         module.projector.insert(1, torch.nn.Dropout(0.5))
     probe = settings.pop("probe_source", None)

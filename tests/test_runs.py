@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.optim.optimizer import ParamsT
 
 from duality_ssl import JointEmbedding
 from duality_ssl.cli import main
 from duality_ssl.runs import (
     Checkpoint,
     RunFolder,
+    _leave_out_replaced,
     newest_checkpoint,
     newest_run,
     own_folder,
@@ -343,7 +345,8 @@ def test_other_values_keep_the_former_config(
     run = Path("runs/digits/VICReg/version_0")
     main([*FIT, "--trainer.max_epochs", "1"])
     former = (run / "config.yaml").read_text()
-    main([*FIT, *LAST, "--trainer.max_epochs", "2"])
+    with pytest.warns(UserWarning, match="other values than before: trainer.max_epochs 1 -> 2"):
+        main([*FIT, *LAST, "--trainer.max_epochs", "2"])
     assert (run / "config-until-step-2.yaml").read_text() == former
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_epochs"] == 2
     assert epochs_of(run) == 2
@@ -359,6 +362,28 @@ def test_values_of_the_run_hold_where_the_words_say_nothing(
     assert config["model"]["init_args"]["covariance"] == 3
 
 
+class NeedsRate(torch.optim.SGD):
+    """An optimiser whose learning rate has no default."""
+
+    def __init__(self, params: ParamsT, lr: float, weight_decay: float = 0.5) -> None:
+        super().__init__(params, lr=lr, weight_decay=weight_decay)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "kept"),
+    [
+        ("torch.optim.AdamW", {"class_path", "init_args.eps"}),
+        ("duality_ssl.optim.LARS", {"class_path", "init_args.eps"}),
+        ("test_runs.NeedsRate", {"class_path", "init_args.lr", "init_args.eps"}),
+    ],
+)
+def test_config_leaves_out_what_the_method_replaces(optimizer: str, kept: set[str]) -> None:
+    arguments = Namespace(lr=1e-3, weight_decay=0.01, eps=1e-8)
+    config = Namespace(class_path=optimizer, init_args=arguments)
+    _leave_out_replaced(config)
+    assert {*config.keys()} == kept
+
+
 def test_damaged_last_is_passed_over_with_a_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -372,7 +397,7 @@ def test_damaged_last_is_passed_over_with_a_word(
     assert done.value.code == 2
     said = capsys.readouterr().err
     assert f"error: {folder}/last.ckpt (" in said
-    assert said.rstrip().endswith(f"The one before it: --ckpt_path {folder.absolute()}/before.ckpt")
+    assert f"The one before it: --ckpt_path {folder.absolute()}/before.ckpt (DUALITY" in said
     with pytest.warns(UserWarning, match=r"last\.ckpt .* cannot be read .* It is passed over"):
         main([*FIT, *LAST])
     assert epochs_of(folder.parent) == 3

@@ -42,8 +42,9 @@ CHECKPOINTS = Path("runs/digits/VICReg/version_0/checkpoints")
 LAST = CHECKPOINTS / "last.ckpt"
 SHORT = [
     *("--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"),
-    *("--trainer.enable_model_summary", "false"),
+    *("--trainer.enable_model_summary", "false", "--model.warmup_epochs", "0"),
 ]
+LONGER = "goes on with other values than before: trainer.max_epochs 1 -> 2"
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +224,7 @@ def test_pretrained_on_the_command_line(
     assert not Path("runs").exists()
 
 
+@pytest.mark.filterwarnings("ignore:The run goes on with other values than before")
 def test_every_load_is_of_weights_only(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the package, and of Lightning when the package calls it."""
     asked, load = [], torch.load
@@ -278,6 +280,10 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "class": ({"_class_path": "stranger.Method"}, "'stranger.Method'"),
     "optimiser": ({"optimizer": {"class_path": "stranger.Optimizer"}}, "'stranger.Optimizer'"),
     "schedule": ({"scheduler": "os.system"}, "'os.system'"),
+    "backbone": ({"backbone": "stranger.network"}, "names stranger.network"),
+    "backbone of the system": ({"backbone": "os.abort"}, "names os.abort"),
+    "backbone that is imported": ({"backbone": "sys.exit"}, "names sys.exit"),
+    "backbone below an allowed name": ({"backbone": "lightning.pytorch.cli.sys.exit"}, "sys.exit"),
 }
 
 
@@ -291,6 +297,21 @@ def test_arguments_inside_a_checkpoint(
     torch.save(content, LAST)
     with pytest.raises(ValueError, match=said):
         VICReg.load_from_checkpoint(LAST)
+
+
+def test_backbone_that_the_user_names_is_imported(run: Path, stranger: Path) -> None:
+    content = torch.load(LAST, weights_only=True)
+    content["hyper_parameters"]["backbone"] = "stranger.network"
+    torch.save(content, LAST)
+    method = VICReg.load_from_checkpoint(LAST, backbone="stranger.network")
+    assert method.in_channels == 1
+    CANARY.unlink()
+
+
+def test_name_of_a_backbone_is_no_path(stranger: Path) -> None:
+    """An exported file says which network its weights are of, for `create_backbone`."""
+    with pytest.raises(ValueError, match="Expected `backbone`"):
+        create_backbone("stranger.network", 1)
 
 
 STATES: dict[str, str] = {
@@ -316,7 +337,8 @@ def test_paths_inside_a_checkpoint(target: str, run: Path) -> None:
     del content["callbacks"][name]
     content["callbacks"][name.replace("val/probe_top1", "val/rankme")] = state
     torch.save(content, LAST)
-    main(["fit", "--ckpt_path", str(run), *more])
+    with pytest.warns(UserWarning, match=LONGER):
+        main(["fit", "--ckpt_path", str(run), *more])
     assert Path("precious").is_dir()
     assert (CHECKPOINTS / "precious.ckpt").is_dir()
     assert (run / "config.yaml").is_file()
@@ -327,7 +349,8 @@ def test_attributes_inside_a_checkpoint(run: Path) -> None:
     content = torch.load(LAST, weights_only=True)
     content["exact_resume"]["metrics"]["__dict__"] = {"fit_loop": None, "_default_root_dir": "/"}
     torch.save(content, LAST)
-    main(["fit", "--ckpt_path", str(run), "--trainer.max_epochs", "2"])
+    with pytest.warns(UserWarning, match=LONGER):
+        main(["fit", "--ckpt_path", str(run), "--trainer.max_epochs", "2"])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -344,6 +367,8 @@ def stranger(empty: Path) -> Iterator[Path]:
         "class Optimizer(torch.optim.SGD): pass\n"
         "class Callback(lightning.Callback): pass\n"
         "def call(*args): return None\n"
+        "from duality_ssl.backbones import resnet_tiny as network\n"
+        "from duality_ssl.data.sources import Digits as Source\n"
     )
     yield module
     sys.modules.pop("stranger", None)
@@ -378,6 +403,10 @@ NAMED: dict[str, tuple[str, Any, str]] = {
         option: (f"trainer.{option}", of("stranger.Callback"), "stranger.Callback")
         for option in ("logger", "strategy", "accelerator", "profiler", "plugins")
     },
+    "source": ("data.source", "stranger.Source", "stranger.Source"),
+    "source of the probe": ("data.probe_source", "stranger.Source", "stranger.Source"),
+    "backbone": ("model.init_args.backbone", "stranger.network", "stranger.network"),
+    "backbone of the system": ("model.init_args.backbone", "os.abort", "os.abort"),
     "permission to unpickle": ("weights_only", False, "nothing in a checkpoint is unpickled"),
     "where no class belongs": ("data.subset", of("stranger.Callback"), "data.subset"),
     "in a number": ("model.init_args.covariance", of("stranger.Callback"), "model.covariance"),
@@ -431,6 +460,23 @@ def test_what_the_user_names_is_imported(words: list[str], run: Path, stranger: 
     """The same config, with the user's word for it; and so the cases above are no empty threats."""
     write_config(run, "trainer.callbacks", [of("stranger.Callback")])
     main(["predict", "--ckpt_path", str(run), *words])
+    CANARY.unlink()
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ("data.source", "Source"),
+        ("data.probe_source", "Source"),
+        ("model.init_args.backbone", "network"),
+    ],
+)
+def test_dotted_path_that_the_user_names_is_imported(
+    option: str, name: str, run: Path, stranger: Path
+) -> None:
+    write_config(run, option, f"stranger.{name}")
+    again = f"--{option.replace('init_args.', '')}"
+    main(["predict", "--ckpt_path", str(run), again, f"stranger.{name}"])
     CANARY.unlink()
 
 

@@ -319,21 +319,64 @@ def test_unknown_source_names_the_nearest(name: str, hint: str) -> None:
         create_source(name)
 
 
-def test_a_source_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+class Noise(ImageSource):
+    """Random pixels without labels."""
+
+    channels, image_size, mean, std = 3, 8, (0.5,) * 3, (0.3,) * 3
+    class_names = None
+
+    def load(self, split: str) -> ArrayImages:
+        return ArrayImages(torch.from_numpy(pixels(10, 3, 8, 8)))
+
+
+@pytest.fixture
+def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test register sources without the others seeing them."""
     monkeypatch.setattr("duality_ssl.data.sources._SOURCES", dict(_SOURCES))
 
-    @register_source("noise")
-    class Noise(ImageSource):
-        channels, image_size, mean, std = 3, 8, (0.5,) * 3, (0.3,) * 3
-        class_names = None
 
-        def load(self, split: str) -> ArrayImages:
-            return ArrayImages(torch.from_numpy(pixels(10, 3, 8, 8)))
+@pytest.mark.usefixtures("_own_registry")
+@pytest.mark.parametrize(
+    ("decorator", "name"), [(register_source, "Noise"), (register_source("noise"), "noise")]
+)
+def test_a_source_of_ones_own(decorator: Any, name: str) -> None:
+    assert decorator(Noise) is Noise
+    assert decorator(Noise) is Noise, "as a notebook's cell that is run twice does"
+    assert name in available_sources()
+    assert create_source(name).load("pretrain").labels.tolist() == [-1] * 10
 
-    assert "noise" in available_sources()
-    assert create_source("noise").load("pretrain").labels.tolist() == [-1] * 10
-    with pytest.raises(ValueError, match="`noise` is already registered"):
-        register_source("noise")(Noise)
+
+@pytest.mark.usefixtures("_own_registry")
+def test_a_name_is_of_one_source() -> None:
+    register_source(Noise)
+    with pytest.raises(ValueError, match="'Noise' is taken: give the decorator another one"):
+        register_source("Noise")(FashionMNIST)
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [3, ArrayImages, Noise(), ImageSource],
+    ids=["number", "no source", "instance", "abstract"],
+)
+def test_what_is_no_source_is_refused(thing: Any) -> None:
+    for register in (register_source, register_source("other")):
+        with pytest.raises(ValueError, match="Expected an image source to be a subclass of Image"):
+            register(thing)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("no_module_at_all.Noise", "There is no module 'no_module_at_all'. Available: .*digits"),
+        (f"{__name__}.Noize", f"no 'Noize' in '{__name__}'. Did you mean Noise"),
+        (f"{__name__}.pixels", "subclass of ImageSource .* but got <function pixels"),
+        (f"{__name__}.ImageSource", "with `class_names` and `load`, but got"),
+    ],
+)
+def test_source_at_a_dotted_path(path: str, said: str) -> None:
+    assert len(create_source(f"{__name__}.Noise").load("val")) == 10
+    with pytest.raises(ValueError, match=said):
+        create_source(path)
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,8 @@ DIGITS = str(Path(__file__).parents[1] / "configs/data/digits.yaml")
 
 def fit(*words: str) -> None:
     short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
-    main(["fit", "-c", DIGITS, "--model", "VICReg", *short, *words])
+    cold = ["--model.warmup_epochs", "0"]
+    main(["fit", "-c", DIGITS, "--model", "VICReg", *short, *cold, *words])
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +250,8 @@ def test_export_of_a_checkpoint_is_what_the_fit_left(run: Path, tmp_path: Path) 
 
 
 def test_a_fit_starts_from_the_file(run: Path, here: Path) -> None:
-    fit("--model.pretrained", str(run / "backbone.safetensors"), "--model.base_lr", "0")
+    with pytest.warns(UserWarning, match="the learning rate is 0"):
+        fit("--model.pretrained", str(run / "backbone.safetensors"), "--model.base_lr", "0")
     ours = load_file("runs/digits/VICReg/version_0/checkpoints/backbone.safetensors")
     theirs = load_file(run / "backbone.safetensors")
     learnt = [key for key in ours if "running" not in key and "num_batches" not in key]

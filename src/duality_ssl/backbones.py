@@ -11,16 +11,19 @@ Nothing is downloaded, and timm is imported when one of its names is first neede
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from inspect import signature
 from itertools import pairwise
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from duality_ssl.imports import import_path
 from duality_ssl.nearest import nearest
+from duality_ssl.registry import register
 
 _SMALL_STEM = "_32"
 _TIMM = "timm/"
@@ -29,19 +32,22 @@ BackboneBuilder = Callable[[int], nn.Module]
 _BUILDERS: dict[str, BackboneBuilder] = {}
 
 
-def register_backbone(build: BackboneBuilder) -> BackboneBuilder:
-    """Let configs name a backbone of one's own by the name of the function that builds it.
+@overload
+def register_backbone(build: BackboneBuilder, /) -> BackboneBuilder: ...
+@overload
+def register_backbone(name: str, /) -> Callable[[BackboneBuilder], BackboneBuilder]: ...
+def register_backbone(build: Any, /) -> Any:
+    """Let configs name a backbone of one's own.
 
-    Args:
-        build: Takes the number of image channels and returns a module that maps ``(B, C, H, W)``
-            to ``(B, num_features)`` and has the int ``num_features``.
-
-    Returns:
-        ``build`` itself: this is a decorator.
+    A decorator: ``@register_backbone`` registers a function by its own name,
+    ``@register_backbone("name")`` by another one. The function takes the number of image channels
+    and returns a module that maps ``(B, C, H, W)`` to ``(B, num_features)`` and has the int
+    ``num_features``.
 
     Raises:
-        ValueError: If the name is taken by another registered backbone or by torchvision. The same
-            function may come again, as it does when a notebook's cell is run twice.
+        ValueError: If the name is taken by another registered backbone or by torchvision, or what
+            is registered is no such function. The same function may come again, as it does when a
+            notebook's cell is run twice.
 
     Example:
         >>> @register_backbone
@@ -52,14 +58,14 @@ def register_backbone(build: BackboneBuilder) -> BackboneBuilder:
         >>> create_backbone("pixels_28", in_channels=1).num_features
         784
     """
-    name = build.__name__
-    known = _BUILDERS.get(name, build)
-    again = (known.__module__, known.__qualname__) == (build.__module__, build.__qualname__)
-    if not again or name in _torchvision_names():
-        raise ValueError(
-            f"Expected a new backbone name, but {name!r} is taken: rename the function."
-        )
-    _BUILDERS[name] = build
+    if isinstance(build, str):
+        return partial(_register, build)
+    return _register(None, build)
+
+
+def _register(name: str | None, build: BackboneBuilder) -> BackboneBuilder:
+    build = _checked_builder(build)
+    register(_BUILDERS, name or build.__name__, build, reserved=_torchvision_names())
     return build
 
 
@@ -80,13 +86,34 @@ def create_backbone(name: str, in_channels: int = 3, image_size: int | None = No
         ValueError: If nothing has this name (the message lists the nearest names),
             ``in_channels`` is not positive, or a registered builder breaks its contract.
     """
-    if in_channels < 1:
-        raise ValueError(f"Expected `in_channels` to be at least 1, but got {in_channels}.")
+    _check_channels(in_channels)
     if name in _BUILDERS:
-        return _checked(name, _BUILDERS[name](in_channels))
+        return _built(name, _BUILDERS[name], in_channels)
     if name in _torchvision_names():
         return _create_torchvision(name, in_channels)
     return _create_timm(name, in_channels, image_size)
+
+
+def build_backbone(name: str, in_channels: int = 3, image_size: int | None = None) -> nn.Module:
+    """Build what ``model.backbone`` names, which may also be a dotted path.
+
+    `create_backbone` takes no paths: it imports nothing of the user's, wherever its name is from.
+
+    Args:
+        name: A name that `create_backbone` takes, or the dotted path of a function that
+            `register_backbone` would take, such as ``mine.two_layers``; its module is imported.
+        in_channels: Channels of the images, 1 for grey ones.
+        image_size: Side of the images in pixels, for `create_backbone`.
+
+    Raises:
+        ValueError: As `create_backbone`, and if the path names something else or may not be
+            imported.
+    """
+    _check_channels(in_channels)
+    build = None if name in _BUILDERS else import_path(name)
+    if build is None:
+        return create_backbone(name, in_channels, image_size)
+    return _built(name, _checked_builder(build), in_channels)
 
 
 def available_backbones() -> list[str]:
@@ -100,8 +127,29 @@ def available_backbones() -> list[str]:
     return own + [_TIMM + name if name in own else name for name in timm.list_models()]
 
 
-def _checked(name: str, backbone: Any) -> nn.Module:
-    """Return what a registered builder made if it kept its side of the contract."""
+def _check_channels(in_channels: int) -> None:
+    if not isinstance(in_channels, int) or in_channels < 1:
+        raise ValueError(f"Expected `in_channels` to be at least 1, but got {in_channels!r}.")
+
+
+def _checked_builder(build: Any) -> BackboneBuilder:
+    """The builder, if it can be called with the number of channels."""
+    try:
+        if isinstance(build, type) and not issubclass(build, nn.Module):
+            raise TypeError
+        signature(build).bind(3)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "Expected a backbone to be a function of the number of channels that builds a module, "
+            f"but got {build!r}."
+        ) from None
+    checked: BackboneBuilder = build
+    return checked
+
+
+def _built(name: str, build: BackboneBuilder, in_channels: int) -> nn.Module:
+    """Return what a builder makes if it keeps its side of the contract."""
+    backbone: Any = build(in_channels)
     if not isinstance(backbone, nn.Module):
         raise ValueError(
             f"Expected backbone {name!r} to be built as a torch.nn.Module, but got {backbone!r}."
@@ -113,6 +161,31 @@ def _checked(name: str, backbone: Any) -> nn.Module:
             f"positive int, but got {width!r}: set it in the function that builds the backbone."
         )
     return backbone
+
+
+def check_features(features: Any, rows: int, num_features: int) -> None:
+    """Raise ``ValueError`` for an output of a backbone that is not ``(N, num_features)``.
+
+    Args:
+        features: What the backbone returned.
+        rows: Number N of its images.
+        num_features: Columns that it has by its own account.
+    """
+    if isinstance(features, Tensor) and features.shape == (rows, num_features):
+        return
+    got, remedy = f"a {type(features).__name__}", "return the pooled features alone"
+    if isinstance(features, Tensor):
+        got, remedy = f"{tuple(features.shape)}", "pool them to a row an image"
+        if features.ndim == 3:
+            remedy = "average the tokens, or take the class token"
+        elif features.ndim == 4:
+            remedy = "average the map over its height and width"
+        elif features.ndim == 2 and len(features) == rows:
+            remedy = f"set its `num_features` to {features.shape[1]}"
+    raise ValueError(
+        "Expected the backbone to return features of shape (N, num_features), here "
+        f"{(rows, num_features)}, but got {got}: {remedy} where the backbone is built."
+    )
 
 
 @cache
@@ -166,8 +239,9 @@ def _create_timm(name: str, in_channels: int, image_size: int | None) -> nn.Modu
         near = nearest(untagged, available_backbones(), count=5)
         hint = f"the nearest names are {', '.join(near)}" if near else "no name comes near"
         raise ValueError(
-            f"Expected `backbone` to be a registered name, a torchvision ResNet or ConvNeXt, or a "
-            f"timm model, but got {name!r}: {hint}."
+            "Expected `backbone` to be a registered name, a torchvision ResNet or ConvNeXt, a timm "
+            "model, or for a method the dotted path of a function in a module that Python finds, "
+            f"but got {name!r}: {hint}."
         )
     arguments: dict[str, Any] = {"pretrained": False, "num_classes": 0, "in_chans": in_channels}
     try:

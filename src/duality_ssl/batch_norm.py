@@ -1,4 +1,4 @@
-"""Batch norm over all processes where PyTorch has none: on a CPU."""
+"""Batch norm over all processes where PyTorch has none: on a CPU, and with timm's activation."""
 
 import torch
 from torch import Tensor, nn
@@ -13,29 +13,39 @@ _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def synchronize_batch_norm(module: nn.Module, device: torch.device) -> None:
     """Have a Trainer's ``sync_batchnorm`` do for a network what it says, or say that it cannot.
 
-    Lightning replaces each batch norm by ``torch.nn.SyncBatchNorm``, which takes no CPU tensors: on
-    a CPU this puts `SyncBatchNorm` in their places first, with the same parameters and names. What
-    a norm does besides, such as the activation inside timm's ``BatchNormAct2d``, gets lost in
-    either replacement: a network with such a norm is refused.
+    Lightning replaces each batch norm by ``torch.nn.SyncBatchNorm``, which takes no CPU tensors and
+    drops what timm's ``BatchNormAct2d`` does after the norm. This puts `SyncBatchNorm` in their
+    places first, with the same parameters and names: for timm's, and on a CPU for all. Another
+    class is refused, for what it does besides is not known.
 
     Args:
         module: The network, changed in place.
         device: Where it will be trained.
 
     Raises:
-        ValueError: If the network has a batch norm that does more than PyTorch's.
+        ValueError: If the network has a batch norm that is neither PyTorch's nor timm's.
     """
     for name, child in module.named_children():
         if not isinstance(child, _BatchNorm):
             synchronize_batch_norm(child, device)
-        elif type(child) not in _PLAIN:
+        elif type(child) in _PLAIN:
+            if device.type == "cpu":
+                setattr(module, name, SyncBatchNorm(child))
+        elif _is_timms(child):
+            setattr(module, name, SyncBatchNorm(child))
+        else:
             raise ValueError(
-                "Expected `sync_batchnorm` for PyTorch's own batch norms, but the backbone has "
-                f"{type(child).__name__}, which does more and would lose it. Take another backbone "
+                "Expected `sync_batchnorm` for batch norms of PyTorch and timm, but the backbone "
+                f"has {type(child).__name__}, of which a part might be lost. Take another backbone "
                 "or set --trainer.sync_batchnorm false."
             )
-        elif device.type == "cpu":
-            setattr(module, name, SyncBatchNorm(child))
+
+
+def _is_timms(norm: _BatchNorm) -> bool:
+    """Whether it is timm's norm with an activation; a class derived from it may do still more."""
+    from timm.layers import BatchNormAct2d, SyncBatchNormAct
+
+    return type(norm) in (BatchNormAct2d, SyncBatchNormAct)
 
 
 class SyncBatchNorm(_NormBase):
@@ -44,7 +54,8 @@ class SyncBatchNorm(_NormBase):
     .. math:: \mu = \tfrac{1}{W} \sum_w \mu_w, \qquad
         \sigma^2 = \tfrac{1}{W} \sum_w \sigma_w^2 + \tfrac{1}{W} \sum_w (\mu_w - \mu)^2
 
-    for W processes with equally many rows. It is no ``_BatchNorm``, which Lightning would replace.
+    for W processes with equally many rows; then ``drop`` and ``act``, if it replaces timm's. It is
+    no ``_BatchNorm``, which Lightning would replace.
 
     Args:
         norm: The layer whose place it takes, and whose parameters and buffers it goes on with.
@@ -55,10 +66,16 @@ class SyncBatchNorm(_NormBase):
         self.affine, self.track_running_stats = norm.affine, norm.track_running_stats
         self._parameters.update(norm._parameters)
         self._buffers.update(norm._buffers)
+        self.drop: nn.Module = getattr(norm, "drop", nn.Identity())
+        self.act: nn.Module = getattr(norm, "act", nn.Identity())
         self.train(norm.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(N, C, ...)``; in evaluation each process by itself."""
+        out: Tensor = self.act(self.drop(self._normalize(x)))
+        return out
+
+    def _normalize(self, x: Tensor) -> Tensor:
         if not self.training:
             mean, var = self.running_mean, self.running_var
             return F.batch_norm(x, mean, var, self.weight, self.bias, mean is None, eps=self.eps)

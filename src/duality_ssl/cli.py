@@ -25,7 +25,7 @@ from duality_ssl.arguments import (
 from duality_ssl.callbacks import ChangedValues, GuardError, RunProgress, RunSummary, StepSeed
 from duality_ssl.checkpoint_io import AtomicCheckpointIO
 from duality_ssl.config_files import check_configs, config_files
-from duality_ssl.data import SSLDataModule
+from duality_ssl.data import SSLDataModule, create_source
 from duality_ssl.imports import imports_as_before
 from duality_ssl.loggers import RunCSVLogger, RunTensorBoardLogger
 from duality_ssl.memory import MemoryEstimate
@@ -55,11 +55,13 @@ class Command(Arguments):
     """The command, with the callbacks of a run, its folder, and one seed for everything."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuse to go on without a method; hand the data the seed that was drawn."""
-        method = self._get(self.config, "model")["class_path"].rpartition(".")[2]
-        if method == JointEmbedding.__name__:
+        """Refuse to go on without a method; hand the data the seed, the method the channels."""
+        model, data = self._get(self.config, "model"), self._get(self.config, "data")
+        if model.class_path.rpartition(".")[2] == JointEmbedding.__name__:
             refuse(no_method(method_names()))
-        self._get(self.config, "data").seed = int(self._get(self.config, "seed_everything"))
+        data.seed = int(self._get(self.config, "seed_everything"))
+        if model.get("init_args.in_channels", 3) is None:  # a method may have none of its own
+            model.init_args.in_channels = create_source(data.source, data.root).channels
         if self.subcommand != "fit" and self._get(self.config, "ckpt_path") is None:
             rank_zero_warn("Without --ckpt_path the network is as it was drawn, untrained.")
 
@@ -174,7 +176,8 @@ def main(args: Sequence[str] | None = None) -> None:
         if sentence is None or debugging():
             raise
         codes = {LostProcessError: 1, GuardError: 3}
-        refuse(sentence, code=codes.get(type(error), 2))
+        line = f"{sentence} (DUALITY_SSL_DEBUG=1 shows the traceback.)"
+        refuse(line, code=codes.get(type(error), 2))
 
 
 def _quiet() -> None:

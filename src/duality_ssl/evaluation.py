@@ -71,8 +71,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Run every offline protocol on one set of frozen features.
 
-    Without labels, in training or in validation, the result holds the two ranks only and a warning
-    says so.
+    Without labels, in training or in validation, or with one class in training, the result holds
+    the two ranks only and a warning says so.
 
     Args:
         train_features: Features of the training set, of shape ``(N, F)``.
@@ -90,7 +90,7 @@ def evaluate(
         ``rankme_features``, that of the validation features.
 
     Raises:
-        ValueError: If shapes do not match, a feature is NaN or infinite, or there is one class.
+        ValueError: If shapes do not match, or a feature is NaN or infinite.
     """
     _check(train_features, train_labels, "train")
     _check(val_features, val_labels, "val")
@@ -108,6 +108,14 @@ def evaluate(
         )
         return ranks
     sets = _labelled(train_features, train_labels, val_features, val_labels)
+    if _one_class(sets.train_labels):
+        warnings.warn(
+            f"All {len(sets.train)} labelled samples of the training set are of one class, "
+            f"{int(sets.train_labels[0])}: only RankMe is computed. Set a labelled set of more "
+            "classes for evaluation (--data.probe_source, --data.probe_root) to get accuracies.",
+            stacklevel=2,
+        )
+        return ranks
     few, spread = _few_label(sets, settings.labels_per_class, settings.few_label_draws, seed=0)
     return {
         "linear_top1": _linear(sets, settings.max_linear_samples, seed=0),
@@ -350,11 +358,15 @@ def _labelled(
 
 
 def _at_least_two_classes(labels: Tensor) -> None:
-    if (labels == labels[0]).all():
+    if _one_class(labels):
         raise ValueError(
             f"Expected at least 2 classes in the training set, but all {len(labels)} labels are "
             f"{labels[0].item()}."
         )
+
+
+def _one_class(labels: Tensor) -> bool:
+    return bool((labels == labels[0]).all())
 
 
 def _check(features: Tensor, labels: Tensor, name: str) -> None:

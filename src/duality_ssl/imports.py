@@ -12,7 +12,10 @@ from typing import Any
 
 import yaml
 from jsonargparse import set_parsing_settings
-from jsonargparse._common import parsing_settings
+from jsonargparse._common import ImportDenied, parsing_settings
+from jsonargparse._util import import_object
+
+from duality_ssl.nearest import did_you_mean
 
 _KNOWN = ["datetime.timedelta", "duality_ssl", "lightning", "pl_bolts", "torch.optim"]
 _CALLS_ANYTHING = ["lightning.pytorch.callbacks.lambda_function"]
@@ -42,7 +45,39 @@ def limit_imports(named: Iterable[str]) -> None:
     )
 
 
-def named_modules(words: Sequence[str], configs: Iterable[Path]) -> set[str]:
+def import_path(path: str) -> Any:
+    """Import what an option names by a dotted path, such as ``mine.Stripes``.
+
+    Returns:
+        The class or function; None if the text is no dotted path, or there is no such module.
+
+    Raises:
+        ValueError: If the module has nothing of that name, or `limit_imports` refuses the path.
+    """
+    if "." not in path or not all(part.isidentifier() for part in path.split(".")):
+        return None
+    try:
+        return import_object(path)
+    except ImportDenied as error:
+        raise ValueError(
+            f"A checkpoint, or the config beside it, names {path}, and nothing is imported for it "
+            "that you do not name. If you trust it, name it yourself: on the command line, or as "
+            "an argument of load_from_checkpoint."
+        ) from error
+    except ModuleNotFoundError as error:
+        if f"{path}.".startswith(f"{error.name}."):
+            return None
+        raise  # the module is there, and needs another one
+    except AttributeError as error:
+        if error.name not in path.split("."):
+            raise
+        raise ValueError(
+            f"There is no {error.name!r} in {getattr(error.obj, '__name__', path)!r}."
+            f"{did_you_mean(error.name, dir(error.obj))}"
+        ) from error
+
+
+def named_modules(words: Sequence[str], configs: Iterable[Path] = ()) -> set[str]:
     """Modules of the classes and functions that a command line and its configs name."""
     values = [word.partition("=")[2] if word.startswith("--") else word for word in words]
     texts = [value for value in values if not _is_there(value)]

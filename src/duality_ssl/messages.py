@@ -189,10 +189,11 @@ def _kind(hint: Any) -> str:
 def sentence_of(error: BaseException) -> str | None:
     """The sentence of this package's error in the chain of causes, else ``None``.
 
-    An error from the depths of a library is a bug to be seen whole, with its traceback.
+    An error from the depths of a library is a bug to be seen whole, with its traceback. So is one
+    that came up while another was handled, which is the other's context and not its cause.
     """
     chain = [error]
-    while cause := chain[-1].__cause__ or chain[-1].__context__:
+    while cause := chain[-1].__cause__:
         chain.append(cause)
     for link in chain:
         text = str(link)

@@ -17,17 +17,16 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from duality_ssl import criteria
-from duality_ssl.backbones import create_backbone
+from duality_ssl.backbones import build_backbone, check_features
 from duality_ssl.batch_norm import synchronize_batch_norm
+from duality_ssl.batches import one_view, two_views
 from duality_ssl.criteria import Criterion
 from duality_ssl.distributed import processes
-from duality_ssl.imports import imports_as_before, limit_imports
+from duality_ssl.imports import imports_as_before, limit_imports, named_modules
 from duality_ssl.optim import LARS, fuse, parameter_groups, scaled_lr, warmup_cosine
 from duality_ssl.projector import create_projector
 from duality_ssl.strategy import check_processes, check_strategy
 from duality_ssl.weights import load_backbone
-
-Batch = tuple[list[Tensor], Tensor]
 
 # the arguments that decide which weights there are
 _SHAPING = ("backbone", "projector", "embedding_dim", "in_channels", "image_size")
@@ -46,11 +45,13 @@ class JointEmbedding(LightningModule):
     Args:
         backbone: Name of the network whose features are kept: a torchvision ResNet or ConvNeXt
             (``resnet50``), one with a stem for 32-pixel images (``resnet18_32``), ``resnet_tiny``
-            for a CPU, or any timm name.
+            for a CPU, or any timm name; or the dotted path of a function that builds one
+            (``mine.two_layers``), whose module is imported.
         projector: Widths of the projector's linear layers, ``"8192-8192-2048"``; the letter d
             stands for ``embedding_dim``, as in ``"8192-8192-d"``.
         embedding_dim: Dimensions D of the embeddings, the letter d of ``projector``.
-        in_channels: Channels of the images, 1 for grey ones.
+        in_channels: Channels of the images, 1 for grey ones. On the command line those of the data
+            by default, in Python 3.
         image_size: Side of the images in pixels, for a backbone whose weights depend on it: a
             transformer at another size than its name says.
         optimizer: Builds the optimiser from parameter groups. Learning rate and weight decay are
@@ -58,7 +59,7 @@ class JointEmbedding(LightningModule):
         scheduler: Builds a scheduler that replaces warm-up and cosine; stepped once an epoch.
         base_lr: Learning rate for a global batch of 256; it is scaled linearly,
             ``lr = base_lr * global batch / 256``.
-        weight_decay: Weight decay; biases and norm parameters are exempt.
+        weight_decay: Weight decay; biases, norm parameters and position embeddings are exempt.
         warmup_epochs: Epochs of linear warm-up from 0, before the cosine.
         final_lr_fraction: The cosine ends at this fraction of the learning rate.
         joint_forward: Send both views through the network in one call, so that batch norm sees
@@ -96,7 +97,7 @@ class JointEmbedding(LightningModule):
         backbone: str = "resnet50",
         projector: str = "8192-8192-8192",
         embedding_dim: int | None = None,
-        in_channels: int = 3,
+        in_channels: int | None = None,
         image_size: int | None = None,
         optimizer: OptimizerCallable = LARS,
         scheduler: LRSchedulerCallable | None = None,
@@ -126,12 +127,14 @@ class JointEmbedding(LightningModule):
         super().__init__()
         # a class or a function has no place in a checkpoint that loads with weights_only=True
         self.save_hyperparameters(ignore=["optimizer", "scheduler", "pretrained"])
+        self.in_channels = 3 if in_channels is None else in_channels
+        if "in_channels" in self.hparams:  # and not in a signature of the method's own
+            self.hparams["in_channels"] = self.in_channels
         self.criterion = self.criterion_class(**criterion_args)
-        self.backbone = create_backbone(backbone, in_channels, image_size)
-        num_features: int = self.backbone.num_features  # type: ignore[assignment]
-        self.projector = create_projector(projector, num_features, embedding_dim)
+        self.backbone = build_backbone(backbone, self.in_channels, image_size)
+        self.num_features: int = self.backbone.num_features  # type: ignore[assignment]
+        self.projector = create_projector(projector, self.num_features, embedding_dim)
         self.embedding_dim: int = self.projector[-1].out_features  # type: ignore[assignment]
-        self.in_channels = in_channels
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.base_lr = base_lr
@@ -247,7 +250,9 @@ class JointEmbedding(LightningModule):
         """Build the method as a checkpoint says, and fill it; nothing of the file is run.
 
         Lightning's, with other defaults: nothing is unpickled, also of an address, and classes that
-        the arguments inside the file may name are not imported from just anywhere.
+        the arguments inside the file may name are not imported from just anywhere. A backbone at a
+        dotted path is to be named again, ``backbone="mine.two_layers"``, unless it is in the module
+        of the method.
 
         Args:
             *args: Those of `lightning.LightningModule.load_from_checkpoint`.
@@ -257,7 +262,8 @@ class JointEmbedding(LightningModule):
             ValueError: If the file is no checkpoint, or asks for more.
         """
         with imports_as_before():
-            limit_imports({cls.__module__})
+            named = [value for value in kwargs.values() if isinstance(value, str)]
+            limit_imports({cls.__module__} | named_modules(named))
             try:
                 return super().load_from_checkpoint(*args, **{"weights_only": True, **kwargs})
             except (UnpicklingError, ArgumentError, RuntimeError, EOFError) as error:
@@ -267,17 +273,30 @@ class JointEmbedding(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features ``(N, F)`` of images ``(N, C, H, W)``: what is kept after pretraining."""
-        return self.backbone(images)
+        return self._features(images)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Log the criterion's terms; hand features and embeddings, detached, to the callbacks."""
-        (x1, x2), labels = batch
+    def _features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.backbone(images)
+        check_features(features, len(images), self.num_features)
+        return features
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Log the criterion's terms; hand features and embeddings, detached, to the callbacks.
+
+        Args:
+            batch: ``([x1, x2], labels)``, two views of N images and N labels (-1 is unlabelled).
+            batch_idx: Its number in the epoch.
+
+        Raises:
+            ValueError: For another batch, or a backbone that returns anything but ``(N, F)``.
+        """
+        x1, x2, labels = two_views(batch)
         if self.joint_forward:
-            features = self.backbone(torch.cat([x1, x2]))
+            features = self._features(torch.cat([x1, x2]))
             z1, z2 = self.projector(features).chunk(2)
             h1, h2 = features.chunk(2)
         else:
-            h1, h2 = self.backbone(x1), self.backbone(x2)
+            h1, h2 = self._features(x1), self._features(x2)
             z1, z2 = self.projector(h1), self.projector(h2)
         terms = self.criterion(z1, z2, processes())
         self.log("train/loss", terms["loss"], prog_bar=True, batch_size=len(labels))
@@ -290,30 +309,29 @@ class JointEmbedding(LightningModule):
             "labels": labels,
         }
 
-    def _represent(self, batch: Batch) -> dict[str, Tensor]:
-        (images,), labels = batch
-        features = self.backbone(images)
+    def _represent(self, batch: Any) -> dict[str, Tensor]:
+        images, labels = one_view(batch)
+        features = self._features(images)
         return {"features": features, "embeddings": self.projector(features), "labels": labels}
 
     def validation_step(
-        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Tensor]:
         """Features, embeddings and labels of one un-augmented view, for the callbacks."""
         return self._represent(batch)
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Features, embeddings and labels of one un-augmented view, for the callbacks."""
         return self._represent(batch)
 
     def predict_step(
-        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Tensor]:
         """Features, embeddings and labels of one un-augmented view, for the callbacks."""
         return self._represent(batch)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Scale the learning rate to the global batch; warm up, then follow a cosine per step."""
-        total_steps = self._total_steps()
         global_batch = self._global_batch()
         lr = scaled_lr(self.base_lr, global_batch)
         rank_zero_info(
@@ -330,6 +348,7 @@ class JointEmbedding(LightningModule):
                     "is no validation loss here. Take another one, or none for the cosine."
                 )
         else:
+            total_steps = self._total_steps(lr)
             warmup = self._warmup_steps(total_steps)
             schedule = warmup_cosine(optimizer, warmup, total_steps, self.final_lr_fraction)
             interval = "step"
@@ -352,23 +371,28 @@ class JointEmbedding(LightningModule):
                 f"The optimiser refuses its options: {error}. Mend those of --model.optimizer."
             ) from error
 
-    def _total_steps(self) -> int:
+    def _total_steps(self, lr: float) -> float:
+        """Optimiser steps of the whole fit; infinite, with a warning, where it has no last one."""
         total = self.trainer.estimated_stepping_batches
-        if math.isinf(total):
-            raise ValueError(
-                "Expected a number of epochs or steps for the learning rate's cosine, but got none."
-                " Set --trainer.max_epochs or --trainer.max_steps."
-            )
-        return int(total)
+        if 0 < total < math.inf:
+            return total
+        # Lightning says -1 for epochs of a loader without a length
+        rank_zero_warn(
+            "Expected a number of steps for the learning rate's cosine, but the fit has no end "
+            f"that is known: after the warm-up the rate stays {lr:g}. Set --trainer.max_steps, or "
+            "--trainer.max_epochs with a loader that knows its length."
+        )
+        return math.inf
 
-    def _warmup_steps(self, total_steps: int) -> int:
+    def _warmup_steps(self, total_steps: float) -> float:
         if self.warmup_epochs == 0:
             return 0
         self.trainer.fit_loop.setup_data()  # without which the length of an epoch is not known
         if math.isinf(self.trainer.num_training_batches):
             raise ValueError(
                 f"Expected loaders that know their length, to warm up for {self.warmup_epochs:g} "
-                "epochs, but got one that does not. Set --model.warmup_epochs 0."
+                "epochs, but got one that does not. Set --model.warmup_epochs 0, or in "
+                "--trainer.limit_train_batches the number of batches of an epoch."
             )
         per_epoch = math.ceil(
             self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
@@ -384,16 +408,19 @@ class JointEmbedding(LightningModule):
 
     def _global_batch(self) -> int:
         """Samples of one optimiser step, over all processes and accumulated batches."""
-        datamodule = getattr(self.trainer, "datamodule", None)
-        per_process = getattr(datamodule, "batch_size", None)
-        if per_process is None:
-            per_process = getattr(self.trainer.train_dataloader, "batch_size", None)
-        if per_process is None:
+        size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        if size is None:
+            self.trainer.fit_loop.setup_data()  # without which there is no loader to ask
+            loader = self.trainer.train_dataloader
+            sampler = getattr(loader, "batch_sampler", None)
+            size = getattr(loader, "batch_size", None) or getattr(sampler, "batch_size", None)
+        if size is None:
             raise ValueError(
                 "Expected a data module or a training loader with a `batch_size` to scale the "
-                "learning rate to, but neither has one."
+                "learning rate to, but neither has one: give the data module, or the batch sampler "
+                "of the loader, the attribute `batch_size`, the images of one process's batch."
             )
-        return per_process * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
 
 def _joint_init(criterion: type[Criterion]) -> Callable[..., None]:

@@ -1,7 +1,8 @@
 """LARS, fused steps, warm-up with cosine decay, parameter groups, the linear scaling rule."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -194,6 +195,11 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     The second group, neither decayed nor adapted by `LARS`, holds the biases, the parameters of
     normalisation layers and all other vectors, with or without further dimensions of size one
     (the layer scale of a ConvNeXt has shape ``(C, 1, 1)``; a weight of one output counts too).
+
+    It also holds what a module at any depth exempts by a method ``no_weight_decay()``, as timm's
+    transformers exempt position embeddings, relative position tables and register tokens. The
+    method returns names as in the module's own ``named_parameters()``; ``*`` stands for any part.
+
     The first group holds the rest, and `LARS` adapts it even if ``weight_decay`` is zero; other
     optimisers pass over ``"adapt"``.
 
@@ -212,10 +218,12 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
     weights: dict[nn.Parameter, None] = {}  # ordered sets: a parameter may be shared by layers
     plain: dict[nn.Parameter, None] = {}
+    exempt = _exempt(module)
     for layer in module.modules():
         for name, parameter in layer.named_parameters(recurse=False):
             vector = parameter.numel() == max(parameter.shape, default=1)
             excluded = vector or name.endswith("bias") or isinstance(layer, norms)
+            excluded = excluded or parameter in exempt
             if parameter.requires_grad:
                 (plain if excluded else weights)[parameter] = None
     if not weights and not plain:
@@ -227,6 +235,19 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         {"params": list(weights), "weight_decay": weight_decay, "adapt": True},
         {"params": list(plain), "weight_decay": 0.0, "adapt": False},
     ]
+
+
+def _exempt(module: nn.Module) -> set[nn.Parameter]:
+    """Parameters that the module, or one within it, names in its ``no_weight_decay()``."""
+    exempt: set[nn.Parameter] = set()
+    for layer in module.modules():
+        patterns: Iterable[str] = getattr(layer, "no_weight_decay", tuple)()
+        exempt.update(
+            parameter
+            for name, parameter in layer.named_parameters(remove_duplicate=False)
+            if any(fnmatchcase(name, pattern) for pattern in patterns)
+        )
+    return exempt
 
 
 def scaled_lr(base_lr: float, global_batch: int) -> float:
@@ -248,7 +269,7 @@ def scaled_lr(base_lr: float, global_batch: int) -> float:
 
 
 def warmup_cosine(
-    optimizer: Optimizer, warmup_steps: int, total_steps: int, floor: float
+    optimizer: Optimizer, warmup_steps: float, total_steps: float, floor: float
 ) -> LambdaLR:
     r"""Schedule every group's learning rate: linear warm-up from zero, then cosine to a floor.
 
@@ -265,7 +286,8 @@ def warmup_cosine(
     Args:
         optimizer: Optimiser whose groups hold the learning rates at the end of the warm-up.
         warmup_steps: Optimiser steps of warm-up; from ``total_steps`` on there is no cosine.
-        total_steps: Optimiser steps of the whole training.
+        total_steps: Optimiser steps of the whole training; ``math.inf`` for one without an end,
+            whose rate stays at its highest after the warm-up.
         floor: Last learning rate as a fraction of the highest; the default is VICReg's.
 
     Returns:

@@ -1,5 +1,7 @@
 """Folders of runs: where a run is, which of its checkpoints can be read, and how far it is."""
 
+import inspect
+import pkgutil
 import re
 import sys
 import zipfile
@@ -11,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
@@ -141,6 +144,7 @@ def read_checkpoint(path: Path, of_fit: bool = True) -> Checkpoint:
 def one_before(path: Path) -> str:
     """The end of a sentence on a checkpoint that cannot be used: which other one its run has."""
     run = run_of(path)
+    path = path.absolute()
     others = newest_checkpoint(run, but=path) if path.parent.name == _FOLDER else None
     return f" The one before it: --ckpt_path {others.path}" if others else ""
 
@@ -237,8 +241,20 @@ class RunFolder(SaveConfigCallback):
     def _as_yaml(self) -> str:
         config = self.config.clone()
         config.ckpt_path, config.resume = None, False
+        _leave_out_replaced(config.model.init_args.optimizer)
         text: str = self.parser.dump(config, skip_none=False)
         return text
+
+
+def _leave_out_replaced(optimizer: Any) -> None:
+    """Drop the optimiser's own learning rate and weight decay: the method's are what it gets."""
+    if not isinstance(optimizer, Namespace):  # a function builds it
+        return
+    parameters = inspect.signature(pkgutil.resolve_name(optimizer.class_path)).parameters
+    for name in ("lr", "weight_decay"):
+        # one without a default is needed to read the file again
+        if name in parameters and parameters[name].default is not inspect.Parameter.empty:
+            optimizer.init_args.pop(name, None)
 
 
 def _write(path: Path, text: str) -> None:

@@ -32,6 +32,14 @@ class BackboneWriter(Callback):
             )
         self.filename = filename
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a module that does not say which network its backbone is."""
+        if not hasattr(pl_module, "about_backbone"):
+            raise ValueError(
+                "Expected a method of this package, whose backbone is written, but got "
+                f"{type(pl_module).__name__}: leave BackboneWriter out."
+            )
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file, on the first process; a disk that is full does not fail the fit."""
         kept = [each for each in trainer.checkpoint_callbacks if isinstance(each, LastCheckpoint)]

@@ -12,7 +12,7 @@ _KEY = "ran_with"
 _TRAINER = ("accumulate_grad_batches", "gradient_clip_val", "max_epochs", "max_steps", "precision")
 _OF_THE_OPTIMISER = {"model.base_lr", "model.weight_decay"}
 _KEPT = " (without effect: the checkpoint's optimiser goes on with its own)"
-_DATA = ("source", "batch_size", "image_size", "subset", "seed")
+_DATA = ("source", "batch_size", "image_size", "subset", "labels", "seed")
 
 
 class ChangedValues(Callback):

@@ -11,7 +11,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from duality_ssl.batches import images_of
 from duality_ssl.callbacks.finite import StepFaults, is_damaged, step_faults
+from duality_ssl.callbacks.outputs import views
 from duality_ssl.distributed import all_reduce_sum, processes
 from duality_ssl.functional import normalize_rows, rankme
 
@@ -161,11 +163,14 @@ class CollapseGuard(Callback):
         batch_idx: int,
     ) -> None:
         """Note on the device what was not finite; check when it is time."""
-        views, self._latest = batch[0], outputs["embeddings"][0]
-        self._faults.append(step_faults(batch_idx, views, outputs, self._weights, self._norms))
+        embeddings, loss = views(outputs, "embeddings", "training_step"), outputs["loss"].detach()
+        self._latest = embeddings[0]
+        images = images_of(batch, len(self._latest))
+        faults = step_faults(batch_idx, images, embeddings, loss, self._weights, self._norms)
+        self._faults.append(faults)
         first, self._started = not self._started, True
         if first:
-            self._look_at_batch(trainer, pl_module, views)
+            self._look_at_batch(trainer, pl_module, images)
         if first or trainer.is_last_batch or (batch_idx + 1) % self.every_n_steps == 0:
             self._check(trainer, pl_module, first)
 
@@ -185,14 +190,15 @@ class CollapseGuard(Callback):
             self._act(trainer, "images", what, _NO_IMAGES)
 
     def _look_at_batch(
-        self, trainer: Trainer, pl_module: LightningModule, views: Sequence[Tensor]
+        self, trainer: Trainer, pl_module: LightningModule, images: Sequence[Tensor]
     ) -> None:
-        if not hasattr(trainer.train_dataloader, "glance") and views[0].ndim == 4:
-            self._look_at(trainer, processes().rows(views[0][:_LOOKED_AT]))
+        known = images and images[0].ndim == 4
+        if known and not hasattr(trainer.train_dataloader, "glance"):
+            self._look_at(trainer, processes().rows(images[0][:_LOOKED_AT]))
         if self._latest.shape[1] == 1:
             what = "the embeddings have one dimension: of its direction only the sign is left."
             self._act(trainer, "dimension", what, _ONE_DIMENSION)
-        rows = len(views[0]) * (2 if getattr(pl_module, "joint_forward", False) else 1)
+        rows = len(self._latest) * (2 if getattr(pl_module, "joint_forward", False) else 1)
         if rows == 2 and any(isinstance(layer, nn.BatchNorm1d) for layer in pl_module.modules()):
             what = "batch norm of a batch of 2 makes each unit +1 or -1, whatever the images show."
             self._act(trainer, "pair", what, _PAIR)

@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from duality_ssl.callbacks.outputs import views
 from duality_ssl.distributed import processes
 from duality_ssl.functional import (
     column_fourth_norm_bounds,
@@ -26,7 +27,7 @@ _BLOCK = 1024
 class DualityMonitor(Callback):
     r"""Logs both criteria, the fourth norms against their lower bounds, and the cosines.
 
-    On the embeddings of each view that the criterion saw (all processes), averaged over the two
+    On the embeddings of each view that the criterion saw (all processes), averaged over the
     views; see :func:`duality_terms` for what each name means. The first batch of every epoch is
     measured, then every ``every_n_steps``-th of the epoch; an epoch's mean is logged as
     ``duality/<name>``.
@@ -59,11 +60,11 @@ class DualityMonitor(Callback):
         """Measure the batch, where it is its turn."""
         if batch_idx % self.every_n_steps:
             return
-        everybodys = map(processes().rows, outputs["embeddings"])
-        views = [duality_terms(z[: self.max_samples]) for z in everybodys]
+        everybodys = map(processes().rows, views(outputs, "embeddings", "training_step"))
+        terms = [duality_terms(z[: self.max_samples]) for z in everybodys]
         means = {
-            f"duality/{name}": torch.stack([view[name] for view in views]).mean()
-            for name in views[0]
+            f"duality/{name}": torch.stack([view[name] for view in terms]).mean()
+            for name in terms[0]
         }
         pl_module.log_dict(means, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
 

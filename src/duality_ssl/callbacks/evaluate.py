@@ -26,7 +26,8 @@ class OfflineEvaluation(Callback):
     ``test/rankme`` (validation embeddings) and ``test/rankme_features`` (accuracies as fractions),
     and writes them, with the sizes of the sets and what was asked for, beside the checkpoint (in
     the run's folder if there is none): ``evaluation.json`` for ``last.ckpt``, and
-    ``evaluation-best.json`` for ``best.ckpt``. Without labels only the ranks are there.
+    ``evaluation-best.json`` for ``best.ckpt``. Without labels, or with those of one class, only the
+    ranks are there. A step may return no ``embeddings``: the features stand in for them.
 
     Args:
         k: Neighbours that vote in the k-NN.
@@ -62,7 +63,7 @@ class OfflineEvaluation(Callback):
                 f"{loaders}. Return both from `test_dataloader`."
             )
         self._train = OutputStore(("features", "labels"), device="cpu")
-        self._val = OutputStore(("features", "embeddings", "labels"), device="cpu")
+        self._val = OutputStore(("features", "labels"), optional=("embeddings",), device="cpu")
 
     def on_test_batch_end(
         self,
@@ -74,7 +75,7 @@ class OfflineEvaluation(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the features of the set that this loader reads."""
-        (self._train, self._val)[dataloader_idx].add(outputs)
+        (self._train, self._val)[dataloader_idx].add(outputs, "test_step")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate, log and write, on the first process."""
@@ -88,7 +89,7 @@ class OfflineEvaluation(Callback):
             train["labels"],
             val["features"],
             val["labels"],
-            val_embeddings=val["embeddings"],
+            val_embeddings=val.get("embeddings"),
             settings=self.settings,
             device=pl_module.device,
         )

@@ -1,7 +1,7 @@
 """What of a training step is not finite: noted on the device, and read when somebody asks."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +73,9 @@ class StepFaults(NamedTuple):
 @torch.no_grad()
 def step_faults(
     batch_idx: int,
-    views: Sequence[Tensor],
-    outputs: Mapping[str, Any],
+    images: Sequence[Tensor],
+    embeddings: Sequence[Tensor],
+    loss: Tensor,
     weights: Sequence[nn.Parameter],
     norms: Tensor | None,
 ) -> StepFaults:
@@ -82,19 +83,20 @@ def step_faults(
 
     Args:
         batch_idx: Which batch of the epoch it was.
-        views: Views of the images, shape ``(N, ...)`` each.
-        outputs: What the training step returned, with ``loss`` and ``embeddings``.
+        images: Views of the images, shape ``(N, ...)`` each; none where they are not known.
+        embeddings: Embeddings of the views, shape ``(N, D)`` each.
+        loss: The loss.
         weights: Those that have a gradient.
         norms: Norms of their gradients; None for no weights.
     """
-    loss = outputs["loss"].detach()
     # a sum is not finite if a pixel is not, and one pass over them, with nothing in between
-    sums = sum(view.sum(tuple(range(1, view.ndim)), dtype=torch.float32) for view in views)
-    embeddings = [z.isfinite().all(dim=1) for z in outputs["embeddings"]]
+    sums = [view.sum(tuple(range(1, view.ndim)), dtype=torch.float32) for view in images]
+    none = torch.zeros(len(embeddings[0]), device=loss.device)
+    finite = [z.isfinite().all(dim=1) for z in embeddings]
     return StepFaults(
         batch_idx,
-        images=~torch.as_tensor(sums).isfinite(),
-        embeddings=~torch.stack(embeddings).all(dim=0),
+        images=~sum(sums, none).isfinite(),
+        embeddings=~torch.stack(finite).all(dim=0),
         loss=~loss.isfinite(),
         gradients=loss.new_empty(0, dtype=torch.bool) if norms is None else ~norms.isfinite(),
         weights=weights,

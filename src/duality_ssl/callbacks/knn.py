@@ -1,7 +1,6 @@
 """The online k-NN: weighted neighbours among the latest training features."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -97,7 +96,7 @@ class FeatureBank:
 class OnlineKNN(LabelledCallback):
     """Weighted k-NN accuracy on the validation set, with no training and no second forward pass.
 
-    The neighbours are the features that the training steps of the last epoch have left (both
+    The neighbours are the features that the training steps of the last epoch have left (all
     augmented views, as the network was then), at most ``bank_size`` of them over all processes.
     Where the pretraining data has no labels but the data module has a labelled set for probing
     (``probe_is_pretrain`` False), they are that set's features, of the same validation. The bank of
@@ -110,17 +109,24 @@ class OnlineKNN(LabelledCallback):
         k: Neighbours that vote; clamped to the size of the bank.
         temperature: Temperature T of the votes ``exp(cosine / T)``.
         bank_size: Most features to search, over all processes.
+        num_classes: Number of classes; by default that of the data module. With it, the callback
+            works in any Trainer: ``training_step`` and ``validation_step`` return a dict with
+            ``features``, ``(N, F)`` or a tuple of one a view, and ``labels`` ``(N,)``.
 
     Raises:
-        ValueError: If an argument is not positive.
+        ValueError: If an argument is not positive, or a step returns something else.
 
     Source: Wu et al., CVPR 2018, section 3.4, https://arxiv.org/abs/1805.01978
     """
 
     def __init__(
-        self, k: int = 20, temperature: float = Settings.temperature, bank_size: int = 16_384
+        self,
+        k: int = 20,
+        temperature: float = Settings.temperature,
+        bank_size: int = 16_384,
+        num_classes: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         if k < 1 or bank_size < 1 or not temperature > 0:
             raise ValueError(
                 "Expected `k` and `bank_size` of at least 1 and `temperature` above 0, but got "
@@ -151,19 +157,20 @@ class OnlineKNN(LabelledCallback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Mapping[str, Any],  # type: ignore[override]
+        outputs: Any,
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Add the step's features of both views to the bank."""
+        """Add the step's features of all views to the bank."""
         if self.num_classes is None or self.learns_in_validation(trainer):
             return
-        features = torch.cat(outputs["features"])
+        rows = self.labelled(outputs, ["features"], "training_step")
+        features, labels = rows["features"], rows["labels"]
         if self._bank is None:
             # older features come from a network that is no more: one epoch is enough
             epoch = trainer.num_training_batches * len(features)
             self._bank = self._new_bank(int(min(self._share(), epoch)), pl_module.device)
-        self._bank.add(features, outputs["labels"].repeat(2))
+        self._bank.add(features, labels)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the bank over the processes."""
@@ -190,7 +197,7 @@ class OnlineKNN(LabelledCallback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Mapping[str, Any],  # type: ignore[override]
+        outputs: Any,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -200,7 +207,8 @@ class OnlineKNN(LabelledCallback):
             return
         if self._bank is None:
             return
-        features, labels = outputs["features"], outputs["labels"]
+        rows = self.labelled(outputs, ["features"], "validation_step")
+        features, labels = rows["features"], rows["labels"]
         if not is_validation_set(trainer, dataloader_idx):
             if dataloader_idx == 0 and self.learns_in_validation(trainer):
                 self._bank.add(features, labels)

@@ -44,7 +44,8 @@ class StandardizedLinear(nn.Module):
 
     def __init__(self, num_features: int, num_classes: int, momentum: float = 0.1) -> None:
         super().__init__()
-        self.linear = nn.Linear(num_features, num_classes)
+        # no draw of random numbers: the first step of a fit builds it, and no other would differ
+        self.linear = nn.utils.skip_init(nn.Linear, num_features, num_classes)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
         self.momentum = momentum
@@ -84,7 +85,7 @@ class OnlineLinearProbe(LabelledCallback):
     r"""Linear probes on detached features of the training step, with an optimiser of their own.
 
     After every training batch each probe takes one AdamW step on the cross-entropy of the features
-    that the step has left (both views count); nothing flows back into the network and no image is
+    that the step returned (all views count); nothing flows back into the network and no image is
     read or encoded again. Features are standardised (:class:`StandardizedLinear`), heads are
     float32 whatever the precision of the network, gradients are those of the global batch, and the
     learning rate falls to 0 along a cosine over the run.
@@ -105,9 +106,14 @@ class OnlineLinearProbe(LabelledCallback):
         learning_rate: Peak learning rate of AdamW. From 0.1 to 1 it does well for
             features of 128 and of 2048 dimensions and runs of 75 steps or more.
         weight_decay: Weight decay of AdamW.
+        num_classes: Number of classes; by default that of the data module. With it, the probe works
+            in any Trainer: ``training_step`` and ``validation_step`` return a dict with
+            ``features`` (``embeddings`` for the projector), ``(N, F)`` or a tuple of one a view,
+            and ``labels`` ``(N,)``.
 
     Raises:
-        ValueError: For an unknown representation, or a checkpoint with heads of other shapes.
+        ValueError: For an unknown representation, a checkpoint with heads of other shapes, or a
+            step that returns something else.
 
     Source: supplement C of Garrido et al., ICLR 2023: the online classifier tracks the offline one.
     """
@@ -117,8 +123,9 @@ class OnlineLinearProbe(LabelledCallback):
         representations: Sequence[Representation] = ("backbone",),
         learning_rate: float = 0.3,
         weight_decay: float = 1e-4,
+        num_classes: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         unknown = [name for name in representations if name not in _OUTPUTS]
         if unknown or not representations:
             raise ValueError(
@@ -151,11 +158,9 @@ class OnlineLinearProbe(LabelledCallback):
         self._restored = state_dict
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Build the heads, from the checkpoint where there is one; keep those of a fit gone on."""
-        heads = self._new_heads(pl_module)
-        goes_on = trainer.global_step > 0 and self._restored is None
-        if not goes_on or _shapes(heads) != _shapes(self.heads):
-            self._start(heads)
+        """Start without heads, which the first features build; keep those of a fit gone on."""
+        if trainer.global_step == 0 or self._restored is not None:
+            self.heads, self._optimizer, self._steps = nn.ModuleDict(), None, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the length of the run for the learning rate's cosine."""
@@ -167,25 +172,25 @@ class OnlineLinearProbe(LabelledCallback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Mapping[str, Any],  # type: ignore[override]
+        outputs: Any,
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Take one step on the features of both views, where the batch has the labels."""
-        if self._optimizer is None or self.learns_in_validation(trainer):
+        """Take one step on the features of all views, where the batch has the labels."""
+        if self.num_classes is None or self.learns_in_validation(trainer):
             return
-        views = {name: torch.cat(outputs[_OUTPUTS[name]]) for name in self.representations}
-        labels = outputs["labels"].repeat(2)
+        features, labels = self._labelled(outputs, "training_step")
+        optimizer = self._optimizer_for(features)
         progress = self._steps / self._total_steps
-        metrics = self._step(self._optimizer, views, labels, progress, seen=self._steps)
+        metrics = self._step(optimizer, features, labels, progress, seen=self._steps)
         _log(pl_module, metrics, len(labels))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Agree on the batches of the labelled set; outside a fit, take the checkpoint's heads."""
+        """Agree on the batches of the labelled set; take the checkpoint's heads if not done yet."""
         if trainer.sanity_checking or self.num_classes is None:
             return
-        if trainer.state.fn != TrainerFn.FITTING and self._restored is not None:
-            self._start(self._new_heads(pl_module))
+        if self._restored is not None:
+            self._start(_widths(self._restored["heads"], self.representations), pl_module.device)
         self._accuracies = {
             name: Accuracies(self.num_classes, pl_module.device) for name in self.representations
         }
@@ -198,56 +203,66 @@ class OnlineLinearProbe(LabelledCallback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Mapping[str, Any],  # type: ignore[override]
+        outputs: Any,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Count the validation set; learn from an earlier, labelled loader."""
-        if self._optimizer is None or trainer.sanity_checking:
+        if self.num_classes is None or trainer.sanity_checking:
             return
-        labels = outputs["labels"]
         if is_validation_set(trainer, dataloader_idx):
-            for name in self.representations:
-                logits = self.heads[name](outputs[_OUTPUTS[name]])
-                self._accuracies[name].update(logits, labels)
+            if not self.heads:
+                return
+            features, labels = self._labelled(outputs, "validation_step")
+            for name, h in features.items():
+                self._accuracies[name].update(self.heads[name](h), labels)
         elif (
             trainer.state.fn == TrainerFn.FITTING
             and dataloader_idx == 0
             and batch_idx < self._probe_batches
             and self.learns_in_validation(trainer)
         ):
-            features = {name: outputs[_OUTPUTS[name]] for name in self.representations}
+            features, labels = self._labelled(outputs, "validation_step")
+            optimizer = self._optimizer_for(features)
             progress = batch_idx / self._probe_batches
             # the last validation's statistics are those of another network
-            metrics = self._step(self._optimizer, features, labels, progress, seen=batch_idx)
+            metrics = self._step(optimizer, features, labels, progress, seen=batch_idx)
             _log(pl_module, metrics, len(labels))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the accuracies over all processes."""
-        if not self.heads or trainer.sanity_checking:
+        if not self.heads or self.num_classes is None or trainer.sanity_checking:
             return
         for name in self.representations:
             self._accuracies[name].log(pl_module, f"val/{_NAMES[name]}")
 
-    def _new_heads(self, pl_module: LightningModule) -> nn.ModuleDict:
-        """Untrained heads on the module's device; none without labels."""
-        heads, module = nn.ModuleDict(), cast(Any, pl_module)
-        if self.num_classes is None:
-            return heads
-        for name in self.representations:
-            backbone = name == "backbone"
-            width = module.backbone.num_features if backbone else module.embedding_dim
-            heads[name] = StandardizedLinear(width, self.num_classes)
-        return heads.to(pl_module.device)
+    def _labelled(self, outputs: Any, step: str) -> tuple[dict[str, Tensor], Tensor]:
+        """Features of each representation, and their labels."""
+        rows = self.labelled(outputs, [_OUTPUTS[name] for name in self.representations], step)
+        return {name: rows[_OUTPUTS[name]] for name in self.representations}, rows["labels"]
 
-    def _start(self, heads: nn.ModuleDict) -> None:
-        """Begin with these heads, in the state of the checkpoint where there is one."""
-        self.heads, self._optimizer, self._steps = heads, None, 0
-        if not heads:
-            return
+    def _optimizer_for(self, features: Mapping[str, Tensor]) -> torch.optim.Optimizer:
+        """The optimiser of heads for these features; new heads where they do not fit."""
+        widths = {name: h.shape[1] for name, h in features.items()}
+        there = {name: tuple(head.linear.weight.shape) for name, head in self._named_heads()}
+        fit = there == {name: (self.num_classes, width) for name, width in widths.items()}
+        if self._optimizer is None or not fit:
+            return self._start(widths, next(iter(features.values())).device)
+        return self._optimizer
+
+    def _named_heads(self) -> Iterable[tuple[str, StandardizedLinear]]:
+        return cast(Iterable[tuple[str, StandardizedLinear]], self.heads.items())
+
+    # a validation may be the first to need heads, which later training steps change
+    @torch.inference_mode(False)
+    def _start(self, widths: Mapping[str, int], device: torch.device) -> torch.optim.Optimizer:
+        """Build heads for features of these widths, as the checkpoint has them if there is one."""
+        classes = cast(int, self.num_classes)
+        heads = {name: StandardizedLinear(width, classes) for name, width in widths.items()}
+        self.heads, self._steps = nn.ModuleDict(heads).to(device), 0
         optimizer = torch.optim.AdamW(
-            heads.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+            self.heads.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
         )
         if self._restored:
             self._restore_heads(self._restored["heads"])
@@ -255,6 +270,7 @@ class OnlineLinearProbe(LabelledCallback):
             self._steps = self._restored["steps"]
             self._restored = None
         self._optimizer = optimizer
+        return optimizer
 
     def _restore_heads(self, state: dict[str, Tensor]) -> None:
         try:
@@ -318,8 +334,10 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
-def _shapes(heads: nn.ModuleDict) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in heads.state_dict().items()}
+def _widths(heads: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, int]:
+    """Width of the features of each head in a state; 1 for one that is not there."""
+    weights = {name: heads.get(f"{name}.linear.weight") for name in names}
+    return {name: 1 if weight is None else weight.shape[1] for name, weight in weights.items()}
 
 
 def _log(pl_module: LightningModule, metrics: Mapping[str, Tensor], batch_size: int) -> None:

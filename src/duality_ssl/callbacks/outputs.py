@@ -17,25 +17,95 @@ from duality_ssl.distributed import all_gather_rows, rank, world_size
 _ROWS = 2**14
 
 
+def views(outputs: Any, name: str, step: str) -> list[Tensor]:
+    """Rows of each view, detached, from what a step of any LightningModule has returned.
+
+    Args:
+        outputs: What it returned.
+        name: Entry of it: a tensor ``(N, F)``, or a tuple or list of one a view.
+        step: Name of the step.
+
+    Raises:
+        ValueError: If there is no such entry, or it is of another shape.
+    """
+    entry = outputs.get(name) if isinstance(outputs, Mapping) else None
+    parts = list(entry) if isinstance(entry, tuple | list) else [entry]
+    rows = [part.detach() for part in parts if isinstance(part, Tensor) and part.ndim == 2]
+    if not rows or len(rows) < len(parts) or len({len(part) for part in rows}) > 1:
+        got = _describe(entry) if entry is not None else f"no {name!r}"
+        raise ValueError(
+            f"Expected `{step}` to return a dict with {name!r}, a tensor (N, F) or a tuple of one "
+            f"a view, but got {got}: return {{..., {name!r}: {name}.detach()}}."
+        )
+    return rows
+
+
+def step_rows(outputs: Any, names: Sequence[str], step: str) -> dict[str, Tensor]:
+    """Entries of what a step has returned, one view after the other; labels once for each view.
+
+    Args:
+        outputs: What it returned.
+        names: Entries of `views`, and perhaps ``labels``, a tensor ``(N,)``.
+        step: Name of the step.
+
+    Raises:
+        ValueError: If one of them is not there, or of another shape.
+    """
+    parts = {name: views(outputs, name, step) for name in names if name != "labels"}
+    found = {name: torch.cat(each) if each[1:] else each[0] for name, each in parts.items()}
+    if "labels" in names:
+        first = next(iter(parts.values()))
+        labels = outputs.get("labels")
+        if not isinstance(labels, Tensor) or labels.shape != (len(first[0]),):
+            got = "no 'labels'" if labels is None else _describe(labels)
+            raise ValueError(
+                f"Expected `{step}` to return a dict with 'labels', a tensor (N,) of the classes "
+                f"of its N = {len(first[0])} samples, but got {got}: return {{..., 'labels': y}}, "
+                "with a class of -1 where there is none."
+            )
+        found["labels"] = labels.long().repeat(len(first))
+    if len({len(entry) for entry in found.values()}) > 1:
+        raise ValueError(
+            f"Expected `{step}` to return as many views of as many samples in each of "
+            f"{list(parts)}, but got {', '.join(map(_describe, parts.values()))}."
+        )
+    return found
+
+
+def _describe(entry: Any) -> str:
+    if isinstance(entry, Tensor):
+        return f"a tensor {tuple(entry.shape)}"
+    if isinstance(entry, tuple | list):
+        return f"({', '.join(map(_describe, entry))})"
+    return f"a {type(entry).__name__}"
+
+
 class OutputStore:
     """Rows of named entries of the steps' outputs.
 
     Args:
-        names: Entries to keep, such as ``features`` and ``labels``.
+        names: Entries to keep that every step has to return, ``features`` or ``labels``.
+        optional: Entries to keep where a step returns them.
         device: Where they are kept; None leaves them where they are.
     """
 
-    def __init__(self, names: Sequence[str], device: str | None = None) -> None:
+    def __init__(
+        self, names: Sequence[str], optional: Sequence[str] = (), device: str | None = None
+    ) -> None:
+        self.optional = optional
         self.device = device
         self._rows: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def __len__(self) -> int:
-        return sum(len(rows) for rows in next(iter(self._rows.values())))
+        return sum(len(rows) for rows in next(iter(self._rows.values()), ()))
 
-    def add(self, outputs: Mapping[str, Any], limit: int | None = None) -> None:
-        """Keep the first ``limit`` rows of one step's outputs, all by default."""
-        for name, rows in self._rows.items():
-            rows.append(outputs[name][:limit].detach().to(self.device))
+    def add(self, outputs: Any, step: str, limit: int | None = None) -> None:
+        """Keep the first ``limit`` rows of what a step returned, all by default."""
+        for name in self.optional:
+            if isinstance(outputs, Mapping) and name in outputs:
+                self._rows.setdefault(name, [])
+        for name, entry in step_rows(outputs, list(self._rows), step).items():
+            self._rows[name].append(entry[:limit].to(self.device))
 
     def gather(self, device: torch.device) -> dict[str, Tensor]:
         """Rows of all processes, in rank order, where they are kept; the store is empty after.

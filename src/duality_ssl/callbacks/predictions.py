@@ -1,6 +1,5 @@
 """Features in a file: what ``trainer.predict`` leaves."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,18 +9,20 @@ from lightning.pytorch.utilities import rank_zero_info
 from duality_ssl.callbacks.outputs import OutputStore, gather_strings, output_path
 from duality_ssl.files import write_atomically
 
-_NAMES = ("features", "embeddings", "labels")
+
+def _new_store() -> OutputStore:
+    return OutputStore(("features", "labels"), optional=("embeddings",), device="cpu")
 
 
 class FeatureWriter(Callback):
     """Writes features, embeddings and labels of all of ``trainer.predict`` to one file.
 
-    ``features`` ``(N, F)`` and ``embeddings`` ``(N, D)`` are float32, ``labels`` ``(N,)`` int64 (-1
-    is unlabelled); of image files ``paths`` ``(N,)`` says which they are, as they were opened. The
-    file is a NumPy archive without pickles, read with ``numpy.load("features.npz")``, beside the
-    checkpoint (in the run's folder if there is none): ``features.npz`` for ``last.ckpt``, and
-    ``features-best.npz`` for ``best.ckpt``. Rows are in the order of the predict loader; with
-    several processes, those of the first come first.
+    ``features`` ``(N, F)`` and, where the step returns them, ``embeddings`` ``(N, D)`` are float32,
+    ``labels`` ``(N,)`` int64 (-1 is unlabelled); of image files ``paths`` ``(N,)`` says which they
+    are, as they were opened. The file is a NumPy archive without pickles, read with
+    ``numpy.load("features.npz")``, beside the checkpoint (in the run's folder if there is none):
+    ``features.npz`` for ``last.ckpt``, and ``features-best.npz`` for ``best.ckpt``. Rows are in the
+    order of the predict loader; with several processes, those of the first come first.
 
     Args:
         filename: Name of the file, of another checkpoint than the last with that one's name added.
@@ -29,24 +30,24 @@ class FeatureWriter(Callback):
 
     def __init__(self, filename: str = "features.npz") -> None:
         self.filename = filename
-        self._store = OutputStore(_NAMES)
+        self._store = _new_store()
         self._paths: list[str] = []
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with an empty store."""
-        self._store, self._paths = OutputStore(_NAMES, device="cpu"), []
+        self._store, self._paths = _new_store(), []
 
     def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Mapping[str, Any],
+        outputs: Any,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Keep this batch's outputs, and of which files they are."""
-        self._store.add(outputs)
+        self._store.add(outputs, "predict_step")
         self._paths += getattr(batch, "paths", ())
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
 from duality_ssl.distributed import world_size
@@ -105,8 +106,9 @@ class RunSummary(Callback):
     ) -> None:
         """Count the batch."""
         self._loss = outputs["loss"].detach()
+        images = extract_batch_size(batch) * world_size()
         for watch in (self._epoch, self._run):
-            watch.batch_ends(len(outputs["labels"]) * world_size())
+            watch.batch_ends(images)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""

@@ -19,9 +19,10 @@ class RankMe(Callback):
 
     .. math:: \exp\Big(-\sum_k p_k \log p_k\Big), \quad p_k = \sigma_k / \sum_l \sigma_l
 
-    with the singular values of the ``(N, D)`` matrix, not centred. Logs ``val/rankme`` (projector
-    outputs) and ``val/rankme_features`` (backbone features), over all processes; NaN where an
-    embedding is not finite. Every validation batch gives the same share of ``max_samples``.
+    with the singular values of the ``(N, D)`` matrix, not centred. Logs ``val/rankme_features``
+    (backbone features) and, where ``validation_step`` returns ``embeddings``, ``val/rankme``
+    (projector outputs), over all processes; NaN where one is not finite. Every validation batch
+    gives the same share of ``max_samples``.
 
     Args:
         max_samples: Most samples, over all processes.
@@ -36,11 +37,11 @@ class RankMe(Callback):
         if max_samples < 2:
             raise ValueError(f"Expected `max_samples` of at least 2, but got {max_samples}.")
         self.max_samples = max_samples
-        self._store = OutputStore(list(_NAMES))
+        self._store = OutputStore(("features",), optional=("embeddings",))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with an empty store."""
-        self._store = OutputStore(list(_NAMES))
+        self._store = OutputStore(("features",), optional=("embeddings",))
 
     def on_validation_batch_end(
         self,
@@ -58,13 +59,14 @@ class RankMe(Callback):
         batches = min(trainer.num_val_batches[dataloader_idx], per_process)
         share = per_process // int(batches)
         # the set's order may be that of its classes: all batches count, none whole
-        self._store.add(outputs, limit=max(0, min(share, per_process - len(self._store))))
+        limit = max(0, min(share, per_process - len(self._store)))
+        self._store.add(outputs, "validation_step", limit)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log both effective ranks."""
         if trainer.sanity_checking or not len(self._store):
             return
         rows = self._store.gather(pl_module.device)
-        ranks = {_NAMES[name]: rankme(z).item() for name, z in rows.items()}
+        ranks = {key: rankme(rows[name]).item() for name, key in _NAMES.items() if name in rows}
         # every process has the first one's value: sync_dist only tells Lightning that it is known
         pl_module.log_dict(trainer.strategy.broadcast(ranks), sync_dist=True)

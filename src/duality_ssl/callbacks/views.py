@@ -9,6 +9,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn.functional import pad
 
+from duality_ssl.batches import two_views
+
 
 class ViewGrid(Callback):
     """Writes one grid of augmented pairs at the start of the run, and again every few epochs.
@@ -55,7 +57,7 @@ class ViewGrid(Callback):
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not boards or not trainer.is_global_zero:
             return
-        (first, second), _ = batch
+        first, second, _ = two_views(batch)
         datamodule = getattr(trainer, "datamodule", None)
         grid = view_grid(
             first[: self.num_images],

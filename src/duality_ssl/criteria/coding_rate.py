@@ -26,7 +26,8 @@ class TCR(ShardedCriterion):
     Raises:
         ValueError: If the distortion is not positive, or the weight is negative.
 
-    Reference: Tong et al., *EMP-SSL*, 2023, section 2, https://arxiv.org/abs/2304.03977
+    Reference: Li et al., *Neural manifold clustering and embedding*, 2022,
+    https://arxiv.org/abs/2201.10000
     """
 
     def __init__(self, invariance: float = 100, distortion: float = 0.2) -> None:

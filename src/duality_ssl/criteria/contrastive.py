@@ -138,24 +138,24 @@ class SpectralContrastive(ShardedCriterion):
     the loss is their sum.
 
     Args:
-        radius: :math:`\mu`, positive: the ball's *squared* radius.
+        mu: :math:`\mu`, positive: the *squared* radius of the ball.
 
     Raises:
-        ValueError: If the radius is not positive.
+        ValueError: If ``mu`` is not positive.
 
     Reference: HaoChen et al., NeurIPS 2021, section 3.2 (the ball: its appendix on experiments),
     https://arxiv.org/abs/2106.04156
     """
 
-    def __init__(self, radius: float = 1.0) -> None:
+    def __init__(self, mu: float = 1.0) -> None:
         super().__init__()
-        check_positive(radius=radius)
-        self.radius = radius
+        check_positive(mu=mu)
+        self.mu = mu
 
     def sharded_terms(self, z1: Tensor, z2: Tensor, processes: Processes) -> dict[str, Tensor]:
         """Compute the loss and its terms; see :meth:`Criterion.sharded_terms`."""
-        squares, products = cross_gram_in_ball(z1, z2, self.radius**0.5, processes)
+        squares, products = cross_gram_in_ball(z1, z2, self.mu**0.5, processes)
         n = len(products)
-        invariance = -2 * products.mean() / self.radius
-        contrast = squares / (n * (n - 1) * self.radius)
+        invariance = -2 * products.mean() / self.mu
+        contrast = squares / (n * (n - 1) * self.mu)
         return {"loss": invariance + contrast, "invariance": invariance, "contrast": contrast}

@@ -1,12 +1,14 @@
 """VICReg and the two criteria that turn it, step by step, into a contrastive one."""
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from duality_ssl.criteria.base import ShardedCriterion, check_positive
 from duality_ssl.distributed import Processes
-from duality_ssl.functional import regularized_views, variance_hinge
+from duality_ssl.functional import (
+    regularized_dimensions,
+    regularized_samples,
+    variance_hinge,
+)
 
 
 class VICReg(ShardedCriterion):
@@ -21,7 +23,7 @@ class VICReg(ShardedCriterion):
     variance term is halved, the covariance term is divided by ``D`` and not halved, the invariance
     is a mean over N *and* D (the paper's text sums over D and does not halve).
 
-    With ``N < D`` the covariance term comes from the ``N x N`` Gram matrix (equation 10 of Garrido
+    With ``N < D`` the covariance term comes from the ``N x N`` Gram matrix (equation 9 of Garrido
     et al.): O(N² D) instead of O(N D²), and no ``D x D`` matrix.
 
     Terms: ``invariance``, ``variance`` and ``covariance`` as they stand behind their weights.
@@ -37,9 +39,6 @@ class VICReg(ShardedCriterion):
     Reference: Bardes et al., ICLR 2022, eq. 6, https://arxiv.org/abs/2105.04906
     """
 
-    temperature: float | None = None
-    dim: ClassVar[int] = 0  # along which the vectors lie that are to vary and not to covary
-
     def __init__(self, invariance: float = 25, variance: float = 25, covariance: float = 1) -> None:
         super().__init__()
         check_positive(
@@ -51,9 +50,7 @@ class VICReg(ShardedCriterion):
 
     def sharded_terms(self, z1: Tensor, z2: Tensor, processes: Processes) -> dict[str, Tensor]:
         """Compute the loss and its terms; see :meth:`Criterion.sharded_terms`."""
-        invariance, variances, penalties = regularized_views(
-            z1, z2, self.dim, self.temperature, processes
-        )
+        invariance, variances, penalties = self.regularize(z1, z2, processes)
         variance, covariance = variance_hinge(variances), penalties.sum()
         loss = (
             self.invariance * invariance + self.variance * variance + self.covariance * covariance
@@ -64,6 +61,12 @@ class VICReg(ShardedCriterion):
             "variance": variance,
             "covariance": covariance,
         }
+
+    def regularize(
+        self, z1: Tensor, z2: Tensor, processes: Processes
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the invariance, both views' variances, and the penalty of each view."""
+        return regularized_dimensions(z1, z2, processes=processes)
 
 
 class VICRegExp(VICReg):
@@ -84,7 +87,7 @@ class VICRegExp(VICReg):
     Raises:
         ValueError: If the temperature is not positive, or a weight is negative.
 
-    Reference: Garrido et al., ICLR 2023, figure 1 and table S5, https://arxiv.org/abs/2206.02574
+    Reference: Garrido et al., ICLR 2023, eq. 11-12, https://arxiv.org/abs/2206.02574
     """
 
     min_dimensions = 2
@@ -100,6 +103,12 @@ class VICRegExp(VICReg):
         check_positive(temperature=temperature)
         self.temperature = temperature
 
+    def regularize(
+        self, z1: Tensor, z2: Tensor, processes: Processes
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the invariance, both views' variances, and the log-sum-exp of each view."""
+        return regularized_dimensions(z1, z2, self.temperature, processes)
+
 
 class VICRegCtr(VICRegExp):
     r"""VICReg-exp on the transpose: VICReg made contrastive.
@@ -107,26 +116,24 @@ class VICRegCtr(VICRegExp):
     .. math:: c_{ctr}(z) = \frac1N \sum_i \log \sum_{j \ne i} e^{G_{ij}/\tau}, \qquad
         G = \frac{\bar z \bar z^\top}{D - 1}
 
-    where each *row* of :math:`\bar z` is centred over its D dimensions, and the hinge acts on each
-    sample's standard deviation over its dimensions (unbiased, over ``D - 1``): everything that
-    VICReg-exp does to a dimension is done to a sample. Rows then have a norm of about
-    :math:`\sqrt D`, the entries of G are about cosines, and with the weights
-    :math:`\nu = \lambda\tau` the loss is, up to a constant, :math:`2\nu` times DCL with negatives
-    within each view. The defaults keep that relation (3.75 = 25 * 0.15).
+    where each *dimension* of :math:`\bar z` is centred over the batch, as in VICReg (table 1), and
+    the rows are not. The hinge acts on the standard deviation of each row of :math:`\bar z` over
+    its D dimensions (unbiased, over ``D - 1``), so that a constant batch costs all of it. Rows then
+    have a norm of about :math:`\sqrt D` and the entries of G are about cosines. With the weights
+    :math:`\nu = \lambda\tau (D - 1)/D` and rows of that norm the loss is, up to a constant,
+    :math:`2\nu` times DCL of the centred embeddings with negatives within each view.
 
     Args:
-        invariance: Weight of the mean squared error between the views.
+        invariance: Weight :math:`\lambda` of the mean squared error between the views.
         variance: Weight of the hinge on the samples' standard deviations.
-        covariance: Weight of :math:`c_{ctr}(z_1) + c_{ctr}(z_2)`.
+        covariance: Weight :math:`\nu` of :math:`c_{ctr}(z_1) + c_{ctr}(z_2)`.
         temperature: :math:`\tau`, positive.
 
     Raises:
         ValueError: If the temperature is not positive, or a weight is negative.
 
-    Reference: Garrido et al., ICLR 2023, figure 1 and table S5, https://arxiv.org/abs/2206.02574
+    Reference: Garrido et al., ICLR 2023, eq. 13 and table 1, https://arxiv.org/abs/2206.02574
     """
-
-    dim = 1
 
     def __init__(
         self,
@@ -136,3 +143,9 @@ class VICRegCtr(VICRegExp):
         temperature: float = 0.15,
     ) -> None:
         super().__init__(invariance, variance, covariance, temperature)
+
+    def regularize(
+        self, z1: Tensor, z2: Tensor, processes: Processes
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the invariance, both views' variances, and the log-sum-exp of each view."""
+        return regularized_samples(z1, z2, self.temperature, processes)

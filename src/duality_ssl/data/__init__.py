@@ -2,7 +2,7 @@
 
 from duality_ssl.data.augment import Augmentation, Draws, View, ViewChanges
 from duality_ssl.data.datamodule import SSLDataModule
-from duality_ssl.data.folder import FileImages
+from duality_ssl.data.file_images import FileImages
 from duality_ssl.data.sources import (
     ArrayImages,
     ImageSource,

@@ -12,7 +12,9 @@ from torch.utils.data import Dataset
 
 from duality_ssl.data import transforms
 from duality_ssl.data.augment import Augmentation, View, ViewChanges
-from duality_ssl.data.folder import FileImages, FolderDataset
+from duality_ssl.data.file_images import FileImages, FolderDataset
+from duality_ssl.data.folder import Folder
+from duality_ssl.data.layout import Labels
 from duality_ssl.data.loader import ArrayDataset, Batch, BatchLoader, PlainBatch, outlive_signals
 from duality_ssl.data.sampler import SUBSET, EvalBatches, TrainBatches, derive_seed
 from duality_ssl.data.sources import Images, ImageSource, Split, create_source
@@ -75,7 +77,8 @@ class SSLDataModule(LightningDataModule):
 
     Args:
         source: Name of the image source: digits, fashion_mnist, cifar10, cifar100, stl10, folder,
-            imagenet, or one registered with `register_source`.
+            imagenet, or one registered with `register_source`; or the dotted path of a class
+            (``mine.Stripes``), whose module is imported.
         root: Folder of the source's files.
         batch_size: Batch of one process.
         image_size: Side of the views in pixels; the source's own by default.
@@ -89,7 +92,10 @@ class SSLDataModule(LightningDataModule):
         on_bad_image: What to do about a file that cannot be read: "error" stops and names it,
             "skip" takes another in training, leaves it out in evaluation, and counts.
         predict_split: Which of the probe's splits `predict` goes through.
-        seed: Seed of order, subset and augmentation, 0 or more.
+        labels: Whether the folders of image files are classes: "auto" goes by their layout (see
+            `Folder`), "folder" takes the first folder of each path as its class, "none" takes all
+            images without labels. A probe's set of its own always has labels.
+        seed: Seed of order, subset, held-out images and augmentation, 0 or more.
 
     Raises:
         ValueError: If an argument is out of range or a source unknown, at once; if the set is
@@ -110,6 +116,7 @@ class SSLDataModule(LightningDataModule):
         view2: ViewChanges = _AS_THE_FIRST,
         on_bad_image: Literal["error", "skip"] = "error",
         predict_split: Literal["train", "val"] = "val",
+        labels: Labels = "auto",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -120,6 +127,7 @@ class SSLDataModule(LightningDataModule):
             _at_least("image_size", image_size, 1)
         _one_of("on_bad_image", on_bad_image, ("error", "skip"))
         _one_of("predict_split", predict_split, ("train", "val"))
+        _one_of("labels", labels, ("auto", "folder", "none"))
         self.source = source
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -127,12 +135,14 @@ class SSLDataModule(LightningDataModule):
         self.views = (view1, view2.of(view1))
         self.on_bad_image: Literal["error", "skip"] = on_bad_image
         self.predict_split: Literal["train", "val"] = predict_split
+        self.labels = labels
         self.seed = seed
         self._pretrain = create_source(source, root)
         self._probe: ImageSource = self._pretrain
         self._names_probe = probe_source is not None or probe_root is not None
         if self._names_probe:
             self._probe = create_source(probe_source or source, probe_root)
+        self._set_up_folders()
         self.channels = self._pretrain.channels
         self.image_size = self._pretrain.image_size if image_size is None else image_size
         if self._probe.channels > self.channels:
@@ -143,6 +153,19 @@ class SSLDataModule(LightningDataModule):
         self.host_seconds = {"decode": 0.0, "augment": 0.0}
         """Spent on training batches so far: files read and decoded, and augmenting by the host."""
         self._cache: dict[tuple[bool, Split], Images] = {}
+
+    def _set_up_folders(self) -> None:
+        """Tell the sources that read folders what the seed is, and whether folders are classes."""
+        folders = [s for s in (self._pretrain, self._probe) if isinstance(s, Folder)]
+        if self.labels != "auto" and not folders:
+            raise ValueError(
+                f"Expected `data.labels` to be auto with the source `{self.source}`, but got "
+                f"{self.labels!r}: it says how folders of images are read."
+            )
+        for folder in folders:
+            folder.seed = self.seed
+            if self.labels == "folder" or (self.labels == "none" and folder is self._pretrain):
+                folder.labels = self.labels
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -311,7 +334,7 @@ class SSLDataModule(LightningDataModule):
             batch_size=None,
             sampler=sampler,
             num_workers=self.num_workers,
-            worker_init_fn=outlive_signals,
+            worker_init_fn=outlive_signals(),
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, JpegImagePlugin
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -20,12 +20,66 @@ class BadImageError(ValueError):
 
 
 class Box(NamedTuple):
-    """Part of an image, in pixels of its file; numbers need not be whole."""
+    """Part of an image, in pixels of its whole size; numbers need not be whole."""
 
     left: float
     top: float
     width: float
     height: float
+
+
+class Orientation(NamedTuple):
+    """How the pixels of a file become the upright image.
+
+    Rows and columns are exchanged where it is ``transposed``; then left and right where it is
+    ``mirrored``, top and bottom where it is ``flipped``.
+    """
+
+    transposed: bool = False
+    mirrored: bool = False
+    flipped: bool = False
+
+    def size(self, stored: tuple[int, int]) -> tuple[int, int]:
+        """Width and height of the upright image."""
+        return (stored[1], stored[0]) if self.transposed else stored
+
+    def stored(self, box: Box, width: int, height: int) -> Box:
+        """Where the file has a part of the upright image, which has this width and height."""
+        # not below 0, by a rounding of numbers that are not whole
+        left = max(0, width - box.left - box.width) if self.mirrored else box.left
+        top = max(0, height - box.top - box.height) if self.flipped else box.top
+        if self.transposed:
+            return Box(top, left, box.height, box.width)
+        return Box(left, top, box.width, box.height)
+
+    def upright(self, crop: Tensor) -> Tensor:
+        """Turn what was cut out of the file, shape ``(C, H, W)``."""
+        crop = crop.transpose(1, 2) if self.transposed else crop
+        axes = [axis for axis, mirror in ((2, self.mirrored), (1, self.flipped)) if mirror]
+        return crop.flip(axes) if axes else crop
+
+
+_ORIENTATIONS = {
+    2: Orientation(mirrored=True),
+    3: Orientation(mirrored=True, flipped=True),
+    4: Orientation(flipped=True),
+    5: Orientation(transposed=True),
+    6: Orientation(transposed=True, mirrored=True),
+    7: Orientation(transposed=True, mirrored=True, flipped=True),
+    8: Orientation(transposed=True, flipped=True),
+}
+
+
+def read_orientation(file: Image.Image) -> Orientation:
+    """The orientation that the EXIF or XMP tags of an open image say; upright if they are damaged.
+
+    Of a PNG and a TIFF it is known once the pixels are loaded (Pillow then has turned a TIFF).
+    """
+    try:
+        tag = file.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # OSError, SyntaxError, ValueError, struct.error, ...
+        tag = None
+    return _ORIENTATIONS.get(tag, Orientation()) if isinstance(tag, int) else Orientation()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -61,12 +115,13 @@ def read_crops(
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size (libjpeg then computes that many fewer inverse
     DCTs) where all boxes still have ``side`` pixels or more each way; the resize takes it from
-    there. Boxes are those of the whole size, whatever the file is decoded at.
+    there. Boxes are those of the whole size, whatever the file is decoded at, and of the upright
+    image: an orientation tag (EXIF) is applied.
 
     Args:
         path: The file.
         side: Height and width of what is returned.
-        boxes_of: Given width and height of the file's image, the parts to read.
+        boxes_of: Given width and height of the upright image, the parts to read.
         beyond: Whether pixels beyond a box have a share in what is at its edge, as where an image
             is resized whole and cut then; otherwise only those have that an edge cuts through.
 
@@ -80,10 +135,13 @@ def read_crops(
     """
     try:
         with Image.open(path, formats=FORMATS) as file:
-            size = file.size
-            if 0 in size:
+            if 0 in file.size:
                 raise ValueError("it has no pixels")
-            boxes = boxes_of(*size)
+            if not isinstance(file, JpegImagePlugin.JpegImageFile):
+                file.load()  # no other is decoded at a part of its size
+            orientation = read_orientation(file)
+            width, height = orientation.size(file.size)
+            boxes = [orientation.stored(box, width, height) for box in boxes_of(width, height)]
             scale = _reduce(file, boxes, side)
             file.load()
             image = to_rgb(file)
@@ -92,7 +150,8 @@ def read_crops(
             f"Cannot read the image `{path}`: {_reason(error, path)}. Repair or remove it, or set "
             "`data.on_bad_image` to skip."
         ) from None
-    return [_cut(image, Box(*(x / scale for x in box)), side, beyond) for box in boxes]
+    crops = [_cut(image, Box(*(x / scale for x in box)), side, beyond) for box in boxes]
+    return [orientation.upright(crop) for crop in crops]
 
 
 def _reason(error: Exception, path: Path) -> str:

@@ -1,9 +1,14 @@
 """Whole batches from a set of images to the training loop: what a batch is, and who delivers it."""
 
+import os
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
+from ctypes import c_bool
+from functools import partial
+from multiprocessing.sharedctypes import RawValue
+from multiprocessing.util import Finalize
 from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
@@ -129,15 +134,30 @@ class BatchLoader(DataLoader[Any]):
         return self.dataset.images  # type: ignore[attr-defined]  # that of either data set
 
 
-def outlive_signals(worker: int) -> None:
-    """Have a worker ignore what a scheduler sends to every process of a job that it wants to end.
+def outlive_signals() -> Callable[[int], None]:
+    """Have workers ignore what a scheduler sends to every process of a job that it wants to end.
 
     The main process decides what to do, and its workers end when it does. A worker that ended by
     itself would end it too, with an error in the middle of a step.
+
+    Returns:
+        The ``worker_init_fn`` of a loader that is made in this process.
     """
-    for number in signal.Signals:
-        if number.name in ("SIGTERM", "SIGUSR1"):
-            signal.signal(number, signal.SIG_IGN)
+    exiting = RawValue(c_bool, False)
+    # At its exit, a process sends SIGTERM to the workers that it still has, and waits for them to
+    # end. Finalizers with a priority are called before that.
+    Finalize(None, setattr, (exiting, "value", True), exitpriority=0)
+    return partial(_outlive_signals, exiting)
+
+
+def _outlive_signals(exiting: c_bool, worker: int) -> None:
+    def terminate(number: int, frame: object) -> None:
+        if exiting.value:
+            os._exit(0)
+
+    signal.signal(signal.SIGTERM, terminate)
+    if hasattr(signal, "SIGUSR1"):  # not on Windows
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _report(bad: set[str], total: int) -> None:

@@ -19,7 +19,7 @@ from torch.utils.data.distributed import DistributedSampler
 from duality_ssl.distributed import rank, world_size
 
 # what a derived seed is for: streams must not coincide
-ORDER, AUGMENT, CROP, SUBSET, PROBE, STEP = range(6)
+ORDER, AUGMENT, CROP, SUBSET, PROBE, STEP, HOLD_OUT = range(7)
 
 
 def derive_seed(purpose: int, *parts: int) -> int:

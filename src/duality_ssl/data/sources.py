@@ -3,9 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from inspect import isabstract
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, overload
 
 import numpy as np
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from duality_ssl.data import formats
 from duality_ssl.data.pickles import read_pickle
+from duality_ssl.imports import import_path
 from duality_ssl.nearest import did_you_mean
+from duality_ssl.registry import register
 
 Split = Literal["pretrain", "train", "val"]
 
@@ -128,42 +131,66 @@ _SOURCES: dict[str, type[ImageSource]] = {}
 _T = TypeVar("_T", bound=type[ImageSource])
 
 
-def register_source(name: str) -> Callable[[_T], _T]:
-    """Class decorator: let ``data.source`` name an `ImageSource` of one's own.
+@overload
+def register_source(source: _T, /) -> _T: ...
+@overload
+def register_source(name: str, /) -> Callable[[_T], _T]: ...
+def register_source(source: Any, /) -> Any:
+    """Let ``data.source`` name an `ImageSource` of one's own.
+
+    A class decorator: ``@register_source`` registers a class by its own name,
+    ``@register_source("name")`` by another one.
 
     Raises:
-        ValueError: If the name is taken.
+        ValueError: If the name is taken, or the class is no `ImageSource`. The same class may come
+            again, as it does when a notebook's cell is run twice.
     """
+    if isinstance(source, str):
+        return partial(_register, source)
+    return _register(None, source)
 
-    def register(source: _T) -> _T:
-        if name in _SOURCES:
-            raise ValueError(
-                f"Image source `{name}` is already registered: take another name for "
-                f"{source.__name__}."
-            )
-        _SOURCES[name] = source
-        return source
 
-    return register
+def _register(name: str | None, source: Any) -> Any:
+    _check_source(source)
+    register(_SOURCES, name or source.__name__, source)
+    return source
+
+
+def _check_source(source: Any) -> None:
+    if not isinstance(source, type) or not issubclass(source, ImageSource) or isabstract(source):
+        raise ValueError(
+            "Expected an image source to be a subclass of ImageSource with `class_names` and "
+            f"`load`, but got {source!r}."
+        )
 
 
 def available_sources() -> list[str]:
-    """Names that ``data.source`` may have."""
+    """Names that ``data.source`` may have, besides dotted paths."""
     return sorted(_SOURCES)
 
 
 def create_source(name: str, root: Path | str | None = None) -> ImageSource:
     """Build the source of a name; reads nothing yet.
 
+    Args:
+        name: One of `available_sources`, or the dotted path of an `ImageSource`, such as
+            ``mine.Stripes``, whose module is imported.
+        root: Folder of the files, for sources that have any.
+
     Raises:
         ValueError: If there is none; says the nearest names.
     """
-    if name not in _SOURCES:
+    source = _SOURCES[name] if name in _SOURCES else import_path(name)
+    if source is None:
+        module = name.rpartition(".")[0]
+        hint = f" There is no module {module!r}." if module else did_you_mean(name, _SOURCES)
         raise ValueError(
-            f"Unknown image source {name!r}.{did_you_mean(name, _SOURCES)} "
-            f"Available: {', '.join(available_sources())}."
+            f"Unknown image source {name!r}.{hint} Available: {', '.join(available_sources())}, or "
+            "the dotted path of a class."
         )
-    return _SOURCES[name](None if root is None else Path(root))
+    _check_source(source)
+    built: ImageSource = source(None if root is None else Path(root))
+    return built
 
 
 def _labels(labels: Tensor, classes: Sequence[str], where: Path) -> Tensor:

@@ -9,8 +9,8 @@ side. The log-sum-exp of a matrix has no other side: it is taken in tiles.
 Precision: every public function of a tensor leaves autocast and computes half precision in
 float32; float64 stays float64.
 
-Derivatives: what multiplies matrices has a first derivative only, and says so when it is asked for
-a graph of it (``create_graph=True``).
+Derivatives: what multiplies matrices by a backward pass of its own has a first derivative only, and
+says so when it is asked for a graph of it (``create_graph=True``).
 
 **The limit of the far side.** An off-diagonal sum that is computed on the other side is a
 difference of sums of squares, so its absolute error is about ``eps`` times the fourth-norm sums of
@@ -53,7 +53,8 @@ from duality_ssl.functional.terms import (
     cross_gram_in_ball,
     offdiagonal_logsumexp,
     rankme,
-    regularized_views,
+    regularized_dimensions,
+    regularized_samples,
     squared_covariance,
     variance_hinge,
 )
@@ -77,7 +78,8 @@ __all__ = [
     "offdiagonal_logsumexp",
     "project_to_ball",
     "rankme",
-    "regularized_views",
+    "regularized_dimensions",
+    "regularized_samples",
     "row_fourth_norm_bounds",
     "sample_contrastive",
     "sample_contrastive_bounds",

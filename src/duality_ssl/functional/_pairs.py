@@ -191,24 +191,19 @@ class HalfLogDets(Function):
 class CenteredViews(Function):
     """``x1, x2 -> ||x1 - x2||^2, squared norms (2, K), penalties (2,)`` of the vectors, centred.
 
-    The difference is not centred. The penalty of vectors ``a`` is ``sum_{i != j} (a_i . a_j)^2``
-    or, given a factor and ``K <= M``, ``sum_i log sum_{j != i} exp(factor * a_i . a_j)``.
+    The vectors are dimensions, and samples their entries. The difference is not centred. The
+    penalty of vectors ``a`` is ``sum_{i != j} (a_i . a_j)^2`` or, given a factor and ``K <= M``,
+    ``sum_i log sum_{j != i} exp(factor * a_i . a_j)``.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        factor: float | None,
-        samples: int,
-        processes: Processes,
-        x1: Tensor,
-        x2: Tensor,
+        ctx: Any, factor: float | None, processes: Processes, x1: Tensor, x2: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        side = Side(x1, samples, processes)
+        side = Side(x1, 1, processes)
         means = torch.stack([x.mean(dim=1, keepdim=True) for x in (x1, x2)])
-        if samples == 1:  # as many on every process
-            means = processes.sum(means) / processes.world_size
-        alls = [(side.all(x), side.per_vector(m)) for x, m in zip((x1, x2), means, strict=True)]
+        means = processes.sum(means) / processes.world_size
+        alls = [side.all(x) for x in (x1, x2)]
         grams = [side.zeros(x1), side.zeros(x1)]
         norms = x1.new_zeros(2, len(x1))
         distance = x1.new_zeros(())
@@ -216,24 +211,24 @@ class CenteredViews(Function):
             distance += (x1[at] - x2[at]).square_().sum()
             for i, x in enumerate((x1, x2)):
                 a = shifted(x, means[i], at)
-                side.add(grams[i], a, shifted(*alls[i], at) if side.by_rows else a)
+                side.add(grams[i], a, shifted(alls[i], means[i], at) if side.by_rows else a)
                 norms[i, at[0]] += a.square_().sum(dim=1)
         grams = [side.total(gram) for gram in grams]
         norms = side.over_entries(norms)
         sums, slopes = zip(*(_penalty(side, gram, factor) for gram in grams), strict=True)
         penalties = torch.stack(sums)
         if not side.own:  # theorem 3.3; the other side's diagonal are the vectors' fourth norms
-            penalties -= side.over_vectors(norms.square().sum(dim=1))
-        ctx.save_for_backward(x1, x2, means, norms, *slopes, *alls[0], *alls[1])
-        ctx.samples, ctx.processes = samples, processes
-        return processes.sum(distance), side.per_vector(norms.T).T.clone(), penalties
+            penalties -= norms.square().sum(dim=1)
+        ctx.save_for_backward(x1, x2, means, norms, *slopes, *alls)
+        ctx.processes = processes
+        return processes.sum(distance), norms.clone(), penalties
 
     @staticmethod
     @first_derivative
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x1, x2, means, norms, *saved = ctx.saved_tensors
-        slopes, alls = saved[:2], ((saved[2], saved[3]), (saved[4], saved[5]))
-        side = Side(x1, ctx.samples, ctx.processes)
+        slopes, alls = saved[:2], saved[2:]
+        side = Side(x1, 1, ctx.processes)
         grad_distance, grad_norms, grad_penalties = side.gradients(grads, of_vectors=1)
         results = torch.empty_like(x1), torch.empty_like(x2)
         weights = [grad * slope for grad, slope in zip(grad_penalties, slopes, strict=True)]
@@ -247,12 +242,12 @@ class CenteredViews(Function):
             difference = (x1[at] - x2[at]).mul_(2 * grad_distance)
             for i, x in enumerate((x1, x2)):
                 a = shifted(x, means[i], at)
-                others = shifted(*alls[i], at) if side.by_rows else a
+                others = shifted(alls[i], means[i], at) if side.by_rows else a
                 grad = side.times(weights[i], others)
                 if not side.own:
                     grad.addcmul_(a, on_norms[i][at[0], None])
                 results[i][at] = grad.add_(difference) if i == 0 else grad.sub_(difference)
-        return None, None, None, *results
+        return None, None, *results
 
 
 def _penalty(side: Side, gram: Tensor, factor: float | None) -> tuple[Tensor, Tensor]:

@@ -69,8 +69,10 @@ def of_length(
         at = (slice(None), piece) if along else (piece, slice(None))
         norms[at[0]] += shifted(x, shift, at).square().sum(dim=1, keepdim=True)
     norms = processes.sum(norms).sqrt_()
-    longer = norms > shortest
-    return Vectors(x, shift, torch.where(longer, length / norms, otherwise), longer / length**2)
+    longer = norms > shortest  # a boolean over a number would be float32
+    return Vectors(
+        x, shift, torch.where(longer, length / norms, otherwise), longer.to(x) / length**2
+    )
 
 
 class Normalize(Function):

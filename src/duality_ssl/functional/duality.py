@@ -44,7 +44,7 @@ def fourth_norms(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def norm_regularizer(z: Tensor) -> Tensor:
-    r"""Difference of the two criteria, :math:`L_{reg} = L_{nc} - L_c` (equation 10).
+    r"""Difference of the two criteria, :math:`L_{reg} = L_{nc} - L_c` (equation 9).
 
     Args:
         z: Embeddings of shape ``(N, D)``.

@@ -43,6 +43,13 @@ def unit_columns(z: Tensor, length: float = 1.0, processes: Processes = ALONE) -
     return of_length(z.T, length, mean, shortest, processes=processes)
 
 
+def batch_normalized(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns of mean 0 and variance 1, and which of them are constant, whose entries are noise."""
+    eps = torch.finfo(z.dtype).tiny  # batch norm without its epsilon, which must not be zero
+    h, mean, inverse = torch.native_batch_norm(z, None, None, None, None, True, 0.0, eps)
+    return h, 1 / inverse <= _noise(mean)
+
+
 def rows_in_ball(z: Tensor, radius: float) -> Vectors:
     """Rows of at most a length; see :func:`project_to_ball`."""
     return of_length(z, radius, None, radius, otherwise=1.0)

@@ -12,6 +12,7 @@ from duality_ssl.functional._pairs import CenteredViews, HalfLogDets, OffDiagona
 from duality_ssl.functional._products import dimension_gram, full_precision
 from duality_ssl.functional._vectors import Vectors, as_they_are
 from duality_ssl.functional.normalization import (
+    batch_normalized,
     centered,
     normalize_centered_rows,
     rows_in_ball,
@@ -98,60 +99,76 @@ def variance_hinge(variance: Tensor) -> Tensor:
 
 
 @full_precision
-def regularized_views(
-    z1: Tensor,
-    z2: Tensor,
-    dim: int = 0,
-    temperature: float | None = None,
-    processes: Processes = ALONE,
+def regularized_dimensions(
+    z1: Tensor, z2: Tensor, temperature: float | None = None, processes: Processes = ALONE
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Invariance, variances and covariance penalties of two views, in one pass (VICReg, eq. 10).
+    r"""Invariance, variances and covariance penalties of two views, in one pass (VICReg, -exp).
 
     Args:
-        z1: Embeddings of the first view, shape ``(N, D)``; centred here.
+        z1: Embeddings of the first view, shape ``(N, D)``; centred here, but for the invariance.
         z2: Embeddings of the second view, shape ``(N, D)``.
-        dim: 0 for variance and covariance of dimensions over the samples (VICReg), 1 for those of
-            samples over the dimensions (VICReg-ctr). With K vectors of M entries along ``dim``,
-            :math:`C` is their ``K x K`` covariance, over ``M - 1``.
-        temperature: None for :math:`\frac1K\sum_{i \ne j} C_{ij}^2`, computed on the smaller side;
-            :math:`\tau` for :math:`\frac1K\sum_i\log\sum_{j \ne i} e^{C_{ij}/\tau}`, in tiles
-            of C: an exponential has no second side.
+        temperature: None for :math:`\frac1D\sum_{i \ne j} C_{ij}^2` of the covariance C over
+            ``N - 1`` (eq. 9), computed on the smaller side; :math:`\tau` for
+            :math:`\frac1D\sum_i\log\sum_{j \ne i} e^{C_{ij}/\tau}` (eq. 12), with ``N < D`` in
+            tiles of C: an exponential has no second side.
         processes: Those who have the batch's other rows.
 
     Returns:
         The mean squared difference of the views over N and D, a scalar; the unbiased variances of
-        both views' vectors, shape ``(2, K)``; the penalty of each view, shape ``(2,)``, divided by
-        K as in VICReg's released code, not by ``K (K - 1)``.
+        both views' dimensions, shape ``(2, D)``; the penalty of each view, shape ``(2,)``, divided
+        by D as in VICReg's released code, not by ``D (D - 1)``.
     """
     n, d = len(z1) * processes.world_size, z1.shape[1]
-    vectors, entries = (d, n) if dim == 0 else (n, d)
-    factor = None if temperature is None else 1 / ((entries - 1) * temperature)
-    if factor is not None and vectors > entries:
-        return _exponential_tiles(
-            processes.gather(z1), processes.gather(z2), dim, factor, processes
-        )
-    x1, x2 = (z1.T, z2.T) if dim == 0 else (z1, z2)
-    distance, norms, penalties = CenteredViews.apply(factor, 1 - dim, processes, x1, x2)
-    scale = vectors * (1 if factor else (entries - 1) ** 2)
-    return distance / (n * d), norms / (entries - 1), penalties / scale
+    factor = None if temperature is None else 1 / ((n - 1) * temperature)
+    if factor is not None and d > n:
+        z1, z2 = processes.gather(z1), processes.gather(z2)
+        vectors = [centered(z).T for z in (z1, z2)]
+        return mse_loss(z1, z2), *_variances_and_logsumexps(vectors, factor, processes)
+    distance, norms, penalties = CenteredViews.apply(factor, processes, z1.T, z2.T)
+    scale = d * (1 if factor else (n - 1) ** 2)
+    return distance / (n * d), norms / (n - 1), penalties / scale
 
 
-def _exponential_tiles(
-    z1: Tensor, z2: Tensor, dim: int, factor: float, processes: Processes
+@full_precision
+def regularized_samples(
+    z1: Tensor, z2: Tensor, temperature: float, processes: Processes = ALONE
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`regularized_views` of all rows with more vectors than entries, and a temperature."""
-    x1, x2 = (z1.T, z2.T) if dim == 0 else (z1, z2)
-    centred = [x - x.mean(dim=1, keepdim=True) for x in (x1, x2)]
-    variances = torch.stack([c.square().sum(dim=1) for c in centred]) / (x1.shape[1] - 1)
-    lse = [
-        LogSumExps.apply("cosine", processes, *_scaled(c * factor**0.5))[1].mean() for c in centred
-    ]
-    return mse_loss(z1, z2), variances, torch.stack(lse)
+    r"""What :func:`regularized_dimensions` takes of dimensions, taken of samples (VICReg-ctr).
+
+    Dimensions are centred over the batch, as there, and the matrix is transposed (table 1, eq. 13).
+
+    Args:
+        z1: Embeddings of the first view, shape ``(N, D)``; centred here, but for the invariance.
+        z2: Embeddings of the second view, shape ``(N, D)``.
+        temperature: :math:`\tau`.
+        processes: Those who have the batch's other rows; they share the tiles.
+
+    Returns:
+        The mean squared difference of the views over N and D, a scalar; the unbiased variances of
+        both views' rows :math:`\bar z_i` over the D dimensions, shape ``(2, N)``; of each view
+        :math:`\frac1N\sum_i\log\sum_{j \ne i} e^{\bar z_i \cdot \bar z_j/((D - 1)\tau)}`, in
+        tiles, shape ``(2,)``. A row keeps its own mean in the products.
+    """
+    z1, z2 = processes.gather(z1), processes.gather(z2)
+    factor = 1 / ((z1.shape[1] - 1) * temperature)
+    vectors = [centered(z) for z in (z1, z2)]
+    return mse_loss(z1, z2), *_variances_and_logsumexps(vectors, factor, processes)
 
 
-def _scaled(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _variances_and_logsumexps(
+    views: list[Tensor], factor: float, processes: Processes
+) -> tuple[Tensor, Tensor]:
+    """Of both views' vectors ``(K, M)``: the variances ``(2, K)``, the mean log-sum-exps ``(2,)``.
+
+    The log-sum-exps are those of the products of each vector with the others, times ``factor``.
+    """
+    lse = [LogSumExps.apply("cosine", processes, *_scaled(x, factor**0.5))[1] for x in views]
+    return torch.stack([x.var(dim=1) for x in views]), torch.stack([x.mean() for x in lse])
+
+
+def _scaled(x: Tensor, factor: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     vectors = as_they_are(x)
-    return vectors.x, vectors.factor, vectors.curvature
+    return vectors.x, vectors.factor * factor, vectors.curvature
 
 
 @full_precision
@@ -162,7 +179,8 @@ def squared_covariance(z: Tensor) -> Tensor:
         z: Embeddings of shape ``(N, D)``, ``N >= 2``; centred here.
 
     Returns:
-        Scalar, zero if and only if the dimensions are uncorrelated; see :func:`regularized_views`.
+        Scalar, zero if and only if the dimensions are uncorrelated, divided by D as in
+        :func:`regularized_dimensions`.
     """
     n, d = z.shape
     return dimension_gram(centered(z))[0] / ((n - 1) ** 2 * d)
@@ -228,24 +246,18 @@ def cross_correlation(
         The scalar :math:`\sum_{i \ne j} X_{ij}^2`, computed on the smaller side, and the diagonal
         :math:`X_{jj}` of shape ``(D,)``.
     """
+    if len(z1) > z1.shape[1] and processes.world_size == 1:
+        return _whole_cross_correlation(z1, z2)
     views = [unit_columns(z.detach(), processes=processes) for z in (z1, z2)]
     return _cross(z1.T, z2.T, views[0], views[1], 1, processes)
 
 
-def _rates(
-    z1: Tensor,
-    z2: Tensor,
-    distortion: float,
-    view1: Vectors,
-    view2: Vectors,
-    processes: Processes,
-) -> tuple[Tensor, Tensor, Tensor]:
-    n, d = len(z1) * processes.world_size, z1.shape[1]
-    scale = d / (n * distortion)
-    result: tuple[Tensor, Tensor, Tensor] = HalfLogDets.apply(
-        scale, processes, z1, z2, *view1[1:], *view2[1:]
-    )
-    return result
+def _whole_cross_correlation(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`cross_correlation` as published: where D x D is the small side, nothing is faster."""
+    (h1, constant1), (h2, constant2) = batch_normalized(z1), batch_normalized(z2)
+    x = (h1.T @ h2 / len(z1)).masked_fill(constant1[:, None] | constant2, 0)
+    diagonal = x.diagonal()
+    return (x - diagonal.diag()).square().sum(), diagonal
 
 
 @full_precision
@@ -265,7 +277,11 @@ def coding_rate(z: Tensor, distortion: float) -> Tensor:
     Reference: Yu et al., *Learning Diverse and Discriminative Representations via the Principle of
     Maximal Coding Rate Reduction*, NeurIPS 2020, section 2.1, https://arxiv.org/abs/2006.08558
     """
-    return _rates(z, z.detach(), distortion, as_they_are(z), as_they_are(z), ALONE)[1]
+    n, d = z.shape
+    gram = d / (n * distortion) * (z @ z.T if n <= d else z.T @ z)
+    factor, info = torch.linalg.cholesky_ex(gram + torch.eye(len(gram)).to(gram))
+    rate = factor.diagonal().log().sum()
+    return rate * torch.where(info == 0, 1.0, torch.nan)
 
 
 @full_precision
@@ -284,7 +300,11 @@ def cosines_and_coding_rates(
         Cosines of shape ``(N,)``, and two scalars in nats.
     """
     view1, view2 = unit_rows(z1.detach()), unit_rows(z2.detach())
-    return _rates(z1, z2, distortion, view1, view2, processes)
+    n, d = len(z1) * processes.world_size, z1.shape[1]
+    result: tuple[Tensor, Tensor, Tensor] = HalfLogDets.apply(
+        d / (n * distortion), processes, z1, z2, *view1[1:], *view2[1:]
+    )
+    return result
 
 
 @torch.no_grad()

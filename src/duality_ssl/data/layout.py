@@ -1,0 +1,157 @@
+"""What lies where in a folder of images, and whether its folders are classes."""
+
+import os
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from duality_ssl.data.sampler import HOLD_OUT, derive_seed
+
+EXTENSIONS = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""What names of images end in, in small letters."""
+
+Labels = Literal["auto", "folder", "none"]
+"""Whether the folders of images are their classes; see `labelled_by_folder`."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Images of a folder, as sorted paths relative to it.
+
+    Args:
+        folder: The folder.
+        loose: Images that lie in it directly.
+        folders: Images of each folder in it, whatever their depth; in order of the names.
+    """
+
+    folder: Path
+    loose: list[str]
+    folders: dict[str, list[str]]
+
+    @property
+    def nested(self) -> list[str]:
+        """Images that lie in its folders."""
+        return [*chain.from_iterable(self.folders.values())]
+
+    @property
+    def images(self) -> list[str]:
+        """All images."""
+        return [*self.loose, *self.nested]
+
+
+def list_images(folder: Path, without: str | None = None) -> Listing:
+    """List the images in a folder and below it.
+
+    Hidden entries are none, nor are pipes and devices, which may never answer. A link in the folder
+    itself may lead to another folder; one further down is not followed, so that no loop is walked.
+
+    Args:
+        folder: The folder.
+        without: Name of a folder in it to pass over.
+
+    Raises:
+        ValueError: If a link in the folder leads nowhere, or to a folder that it lies in.
+    """
+    loose, folders = [], {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == without:
+                continue
+            if entry.is_dir():
+                _check_link(folder / entry.name)
+                folders[entry.name] = _list_below(folder / entry.name, f"{entry.name}/")
+            elif _is_image(entry):
+                loose.append(entry.name)
+            else:
+                _check_link(folder / entry.name)
+    return Listing(folder, sorted(loose), dict(sorted(folders.items())))
+
+
+def _list_below(folder: Path, prefix: str) -> list[str]:
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                found += _list_below(folder / entry.name, f"{prefix}{entry.name}/")
+            elif _is_image(entry):
+                found.append(prefix + entry.name)
+    return sorted(found)
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
+    # a link to nothing, too, so that it is reported
+    return suffix in EXTENSIONS and (entry.is_file() or entry.is_symlink())
+
+
+def _check_link(path: Path) -> None:
+    """Raise ``ValueError`` if a path is a link to nothing or to a folder that it lies in."""
+    if not path.is_symlink():
+        return
+    lost = not path.exists()
+    if lost or path.parent.resolve().is_relative_to(path.resolve()):
+        where = "nowhere" if lost else "to a folder that it lies in"
+        raise ValueError(
+            f"Expected `{path}` to lead to a folder of images, but it leads {where}: mend or "
+            "remove the link."
+        )
+
+
+def labelled_by_folder(listing: Listing, labels: Labels, validated: bool) -> bool:
+    """Whether the folders in a folder of training images are their classes.
+
+    With ``labels`` "folder" they are, and with "none" they are not. With "auto" they are if the
+    training images have a ``train/`` and a ``val/`` (``validated``), and else if all images lie
+    exactly one level down, in two folders or more.
+
+    Raises:
+        ValueError: If images lie beside class folders, or there is none with ``labels`` "folder".
+    """
+    if labels == "none" or (labels == "auto" and not listing.folders):
+        return False
+    if not listing.folders:
+        raise ValueError(
+            f"Expected class folders in `{listing.folder}`, but it holds {len(listing.loose)} "
+            "images and no folders: sort them, or set `data.labels` to none."
+        )
+    depths = {name: {i.count("/") for i in images} for name, images in listing.folders.items()}
+    several = sum(1 in found for found in depths.values()) > 1
+    classes = labels == "folder" or validated
+    if listing.loose and (classes or several):
+        everything = len(listing.images)
+        raise ValueError(
+            f"Expected `{listing.folder}` to hold either class folders or images, but it holds "
+            f"{len(depths)} folders and {len(listing.loose)} images beside the "
+            f"{len(listing.nested)} in them: move the images into a class or away, or set "
+            f"`data.labels` to none, which takes all {everything} without labels."
+        )
+    return classes or (several and all(found <= {1} for found in depths.values()))
+
+
+def hold_out(labels: Tensor, seed: int) -> Tensor:
+    """Draw a tenth of each class, rounded: one image at least, none of a class that has one only.
+
+    Args:
+        labels: Classes, shape ``(N,)``.
+        seed: The same seed draws the same images.
+
+    Returns:
+        Whether each image is drawn, shape ``(N,)``.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(HOLD_OUT, seed))
+    order = torch.randperm(len(labels), generator=generator)
+    order = order[labels[order].argsort(stable=True)]  # class by class
+    sizes = labels.bincount()
+    counts = torch.where(sizes > 1, ((sizes + 5) // 10).clamp(min=1), 0)
+    place = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    drawn = torch.zeros(len(labels), dtype=torch.bool)
+    drawn[order] = place < counts.repeat_interleave(sizes)
+    return drawn
