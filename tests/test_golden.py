@@ -71,7 +71,6 @@ SMALL_IMAGES = {  # lightly's benchmark of CIFAR-10: SGD, 0.06 a batch of 128, w
 GREY_IMAGES = {
     "data.view2": NO_CHANGE,
     "model.init_args.backbone": "resnet_tiny",
-    "model.init_args.in_channels": 1,
     "model.init_args.projector": "512-512-512",
     "model.init_args.optimizer.class_path": "torch.optim.AdamW",
     "model.init_args.optimizer.init_args.betas": [0.9, 0.999],
@@ -130,8 +129,12 @@ RESOLVED: dict[str, dict[str, Any]] = {
         "model.init_args.warmup_epochs": 10,
         "model.init_args.final_lr_fraction": 0.001,
         "model.init_args.channels_last": True,
-        "probe": {"representations": ["backbone"], "learning_rate": 0.3, "weight_decay": 1e-4},
-        "knn": {"k": 20, "temperature": 0.07, "bank_size": 16_384},  # Wu et al., section 3.4: 0.07
+        "probe.representations": ["backbone"],
+        "probe.learning_rate": 0.3,
+        "probe.weight_decay": 1e-4,
+        "knn.k": 20,
+        "knn.temperature": 0.07,  # Wu et al., section 3.4
+        "knn.bank_size": 16_384,
         "rankme.max_samples": 25_600,  # Garrido et al., RankMe
         "evaluation": {
             **{"k": 5, "temperature": 0.07, "max_linear_samples": 50_000},
@@ -195,6 +198,13 @@ RESOLVED: dict[str, dict[str, Any]] = {
     "augmentations/asymmetric.yaml": {  # BYOL, table 6
         "data.view1": {**CROP_AND_BLUR, **BYOL_COLOURS, "blur": 1.0, "solarize": 0},
         "data.view2": {**NO_CHANGE, "blur": 0.1, "solarize": 0.2},
+    },
+    "optimizers/vit.yaml": {  # MoCo v3, appendix A; it clips nothing
+        "model.init_args.optimizer.class_path": "torch.optim.AdamW",
+        "model.init_args.base_lr": 1.5e-4,
+        "model.init_args.weight_decay": 0.1,
+        "model.init_args.warmup_epochs": 40,
+        "trainer.gradient_clip_val": 1.0,
     },
     "hardware/ddp.yaml": {
         **GPUS,
