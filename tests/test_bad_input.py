@@ -328,7 +328,7 @@ NETWORKS = {
         fit("--model.backbone torch.nn.Conv2d"), "function of the number of channels", "Conv2d"
     ),
     "source of no module": case(
-        fit("--data.source no_module.Source"), "no module 'no_module'", "Available: cifar10"
+        fit("--data.source no_module.Source"), "no module 'no_module'", "cifar10, cifar100"
     ),
     "source that is another thing": case(
         fit("--data.source duality_ssl.VICReg"), "subclass of ImageSource", "VICReg"

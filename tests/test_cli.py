@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from duality_ssl import JointEmbedding, VICReg, criteria
+from duality_ssl import JointEmbedding, VICReg
 from duality_ssl.arguments import method_names, with_config_of_run
 from duality_ssl.cli import Command, main
 
@@ -57,32 +59,48 @@ def test_channels_are_those_of_the_data(run: Path) -> None:
     assert VICReg.load_from_checkpoint(run / "checkpoints/last.ckpt").in_channels == 1
 
 
-class OfDigits(JointEmbedding, criterion=criteria.DCL):
-    """A method with its own arguments."""
-
-    def __init__(self, backbone: str = "resnet_tiny", width: int = 8) -> None:
-        super().__init__(backbone=backbone, projector=f"{width}", in_channels=1)
-
-
 @pytest.mark.parametrize(
     "words",
-    [
-        ["-c", DIGITS, "--model", "VICReg", "--model.in_channels", "1"],
-        ["-c", DIGITS, "--model", "VICReg", "--model.in_channels", "3", "--model.in_channels=null"],
-        ["--model", f"{__name__}.OfDigits"],
-    ],
-    ids=["set", "unset again", "of the method"],
+    [["--model.in_channels", "1"], ["--model.in_channels", "3", "--model.in_channels=null"]],
+    ids=["set", "unset again"],
 )
 def test_channels_that_are_set(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
-    main(["fit", *words, *short, "--experiment", "set"])
+    vicreg = ["--model", "VICReg", "--model.warmup_epochs", "0", *words]
+    main(["fit", "-c", DIGITS, *vicreg, *short, "--experiment", "set"])
     (path,) = Path("runs/set").glob("*/version_0/checkpoints/last.ckpt")
     main(["predict", "--ckpt_path", str(path)])
-    method = OfDigits if "OfDigits" in str(path) else VICReg
-    assert method.load_from_checkpoint(path).in_channels == 1
+    assert VICReg.load_from_checkpoint(path).in_channels == 1
+
+
+OF_DIGITS = """
+from duality_ssl import JointEmbedding, criteria
+
+class OfDigits(JointEmbedding, criterion=criteria.DCL):
+    def __init__(self, backbone: str = "resnet_tiny", width: int = 8) -> None:
+        super().__init__(backbone=backbone, projector=f"{width}", in_channels=1, warmup_epochs=0)
+"""
+USED = """
+from duality_ssl.cli import main
+from mine import OfDigits
+
+short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
+main(["fit", "--model", "mine.OfDigits", "--experiment", "own", *short])
+path = "runs/own/OfDigits/version_0/checkpoints/last.ckpt"
+main(["predict", "--model", "mine.OfDigits", "--ckpt_path", path])
+assert OfDigits.load_from_checkpoint(path).in_channels == 1
+"""
+
+
+def test_a_method_with_arguments_of_its_own(tmp_path: Path) -> None:
+    """In a process of its own: a method that is there is one of `--model`'s in every other test."""
+    (tmp_path / "mine.py").write_text(OF_DIGITS)
+    command = [sys.executable, "-c", USED]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_fit_writes_every_metric(run: Path) -> None:

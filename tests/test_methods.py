@@ -450,6 +450,7 @@ def test_schedule_of_plain_loaders(
     ],
     ids=["batch_sampler", "no_length", "no_length_and_epochs"],
 )
+@pytest.mark.filterwarnings("ignore:Expected a number of steps for the learning rate's cosine")
 def test_global_batch_is_that_of_the_loader(loader: Any, options: dict[str, Any]) -> None:
     fit = trainer(**{"max_epochs": -1, **options})
     fit.fit(make(backbone="flat_linear", base_lr=64.0), loader())

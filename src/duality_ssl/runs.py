@@ -241,14 +241,14 @@ class RunFolder(SaveConfigCallback):
     def _as_yaml(self) -> str:
         config = self.config.clone()
         config.ckpt_path, config.resume = None, False
-        _leave_out_replaced(config.model.init_args.optimizer)
+        _leave_out_replaced(config.model.get("init_args.optimizer"))
         text: str = self.parser.dump(config, skip_none=False)
         return text
 
 
 def _leave_out_replaced(optimizer: Any) -> None:
     """Drop the optimiser's own learning rate and weight decay: the method's are what it gets."""
-    if not isinstance(optimizer, Namespace):  # a function builds it
+    if not isinstance(optimizer, Namespace):  # a function, or a method that takes none
         return
     parameters = inspect.signature(pkgutil.resolve_name(optimizer.class_path)).parameters
     for name in ("lr", "weight_decay"):

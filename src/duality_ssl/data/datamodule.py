@@ -334,7 +334,7 @@ class SSLDataModule(LightningDataModule):
             batch_size=None,
             sampler=sampler,
             num_workers=self.num_workers,
-            worker_init_fn=outlive_signals(),
+            worker_init_fn=outlive_signals,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

@@ -2,13 +2,10 @@
 
 import os
 import signal
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
-from ctypes import c_bool
-from functools import partial
-from multiprocessing.sharedctypes import RawValue
-from multiprocessing.util import Finalize
 from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
@@ -88,7 +85,10 @@ class BatchLoader(DataLoader[Any]):
         try:
             for batch in super().__iter__():
                 if isinstance(batch, Exception):
-                    raise batch
+                    try:
+                        raise batch
+                    finally:  # an error that this frame holds would keep the workers alive
+                        del batch
                 bad.update(batch.bad)
                 self._given += 1
                 if self._given == len(self):  # nobody may ask for the end of the iteration
@@ -134,30 +134,24 @@ class BatchLoader(DataLoader[Any]):
         return self.dataset.images  # type: ignore[attr-defined]  # that of either data set
 
 
-def outlive_signals() -> Callable[[int], None]:
-    """Have workers ignore what a scheduler sends to every process of a job that it wants to end.
+def outlive_signals(worker: int) -> None:
+    """Have a worker ignore what a scheduler sends to every process of a job that it wants to end.
 
     The main process decides what to do, and its workers end when it does. A worker that ended by
-    itself would end it too, with an error in the middle of a step.
-
-    Returns:
-        The ``worker_init_fn`` of a loader that is made in this process.
+    itself would end it too, with an error in the middle of a step. SIGTERM is obeyed from the main
+    process alone, which sends it to a worker that it no longer needs and then waits for its end.
     """
-    exiting = RawValue(c_bool, False)
-    # At its exit, a process sends SIGTERM to the workers that it still has, and waits for them to
-    # end. Finalizers with a priority are called before that.
-    Finalize(None, setattr, (exiting, "value", True), exitpriority=0)
-    return partial(_outlive_signals, exiting)
+    if not hasattr(signal, "sigwaitinfo"):  # nor has such a system a scheduler
+        return
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # a handler is not told the sender
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
-def _outlive_signals(exiting: c_bool, worker: int) -> None:
-    def terminate(number: int, frame: object) -> None:
-        if exiting.value:
-            os._exit(0)
-
-    signal.signal(signal.SIGTERM, terminate)
-    if hasattr(signal, "SIGUSR1"):  # not on Windows
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+def _end_with(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _report(bad: set[str], total: int) -> None:
