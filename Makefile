@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 BENCHMARKS := criteria growth augmentation optimizers training startup threads
 
-.PHONY: help demo test test-slow lint fit results bench clean
+.PHONY: help demo test test-slow mutants lint fit results bench clean
 .DEFAULT_GOAL := help
 
 help:  ## say what each target does
@@ -24,6 +24,9 @@ test: .venv/developed  ## run the whole suite (ARGS=... goes to pytest)
 
 test-slow: .venv/developed  ## kill and continue runs at KILLS=25 random moments, and at the worst ones
 	DUALITY_SSL_KILLS=$(or $(KILLS),25) pytest tests/test_crash.py $(ARGS)
+
+mutants: .venv/developed  ## break the code in small ways, one at a time: tests must notice 95 %
+	python tests/mutants.py $(ARGS)
 
 lint: .venv/developed  ## ruff and mypy
 	ruff check .

@@ -276,7 +276,10 @@ def test_processes_augment_as_one(world: int, cropped: bool) -> None:
 
 def test_draws_have_the_asked_probabilities_and_ranges() -> None:
     n = 20_000
-    view = View(flip=0.3, jitter=0.6, gray=0.1, blur=0.9, solarize=0.25, sigma=(0.5, 1.5))
+    view = View(
+        **{"flip": 0.3, "jitter": 0.6, "gray": 0.1, "blur": 0.9, "solarize": 0.25},
+        **{"brightness": 0.4, "contrast": 0.3, "saturation": 0.2, "hue": 0.1, "sigma": (0.5, 1.5)},
+    )
     d = draw(view, n, generator(), (100, 100))
     rates = {
         0.3: d.flip,
@@ -288,14 +291,32 @@ def test_draws_have_the_asked_probabilities_and_ranges() -> None:
     for probability, drawn in rates.items():
         assert drawn.float().mean().item() == pytest.approx(probability, abs=0.02)
     assert torch.equal(d.brightness != 1, d.hue != 0)  # jittered as a whole or not at all
-    for name, low, high in [("brightness", 0.6, 1.4), ("saturation", 0.8, 1.2), ("hue", -0.1, 0.1)]:
+    ranges = {
+        **{"brightness": (0.6, 1.4), "contrast": (0.7, 1.3), "saturation": (0.8, 1.2)},
+        **{"hue": (-0.1, 0.1), "sigma": (0.5, 1.5)},
+    }
+    for name, (low, high) in ranges.items():
         values = getattr(d, name)
+        values = values[values != 0]
         assert low <= values.min() < low + 0.02
         assert high - 0.02 < values.max() <= high
-    assert 0.5 <= d.sigma[d.sigma > 0].min() < d.sigma.max() <= 1.5
     _, counts = d.order.unique(dim=0, return_counts=True)
     assert len(counts) == 24
     assert counts.min() > 0.8 * n / 24
+
+
+def test_draws_of_one_operation_say_nothing_of_anothers() -> None:
+    d = draw(View(jitter=0.5, gray=0.5, solarize=0.5), 20_000, generator(), (100, 100))
+    decided = {
+        **{"flip": d.flip, "jitter": d.brightness != 1, "gray": d.gray},
+        **{"blur": d.sigma > 0, "solarize": d.solarize},
+    }
+    both = decided["jitter"] & decided["blur"]  # of these the strengths are drawn too
+    strengths = ("brightness", "contrast", "saturation", "hue", "sigma")
+    drawn = {name: getattr(d, name) for name in (*strengths, "flip", "gray", "solarize")}
+    for columns in (decided, {name: values[both] for name, values in drawn.items()}):
+        related = torch.corrcoef(torch.stack([values.double() for values in columns.values()]))
+        assert related.fill_diagonal_(0).abs().max() < 0.06
 
 
 def test_probabilities_change_no_other_draw() -> None:
@@ -319,6 +340,9 @@ def test_boxes_are_distributed_as_torchvisions(size: tuple[int, int]) -> None:
     error = theirs.std(0) / n**0.5
     assert ((ours.mean(0) - theirs.mean(0)).abs() < 6 * error + 1e-6).all()
     torch.testing.assert_close(ours.std(0), theirs.std(0), rtol=0.1, atol=0.05)
+    # also how one goes with another: place with place, width with height
+    related = torch.corrcoef(ours.T), torch.corrcoef(theirs.T)
+    torch.testing.assert_close(*related, rtol=0, atol=0.1)
     assert (ours[:, :2] >= 0).all()
     assert (ours[:, :2] + ours[:, 2:] <= torch.tensor(size)).all()
 

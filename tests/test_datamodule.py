@@ -231,6 +231,15 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
     assert len({tuple(order(s, e)) for s in range(3) for e in range(3)}) == 9
 
 
+def test_every_batch_of_every_epoch_is_augmented_otherwise() -> None:
+    seeds = []
+    for seed, epoch in itertools.product(range(2), range(3)):
+        sampler = TrainBatches(range(50), 5, seed)
+        sampler.set_epoch(epoch)
+        seeds += [request.seed for request in sampler]
+    assert len(set(seeds)) == len(seeds) == 2 * 3 * 10
+
+
 @pytest.mark.parametrize(
     ("n", "batch", "world"),
     [(360, 256, 1), (17, 4, 2), (16, 8, 2), (9, 4, 4), (7, 1, 3), (5, 8, 4), (65, 32, 2)],
@@ -310,11 +319,13 @@ def test_lightning_leaves_the_samplers_alone() -> None:
         assert not distributed._data_connector._requires_distributed_sampler(loader)
 
 
-def test_overfitting_repeats_the_same_images() -> None:
+def test_overfitting_repeats_the_same_images_in_other_views() -> None:
     model = fit(SSLDataModule(batch_size=32), overfit_batches=2, max_epochs=2)
     labels = [labels.tolist() for _, _, labels in model.training_batches]
     assert len(labels) == 4
     assert labels[:2] == labels[2:]
+    seen = [view for _, views, _ in model.training_batches for view in views]
+    assert not any(map(torch.equal, *zip(*itertools.combinations(seen, 2), strict=True)))
 
 
 def test_test_and_predict_in_lightning() -> None:

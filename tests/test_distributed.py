@@ -347,6 +347,11 @@ def test_average_gradients(processes: Processes) -> None:
         assert grads[3] is None
 
 
+def test_own_rows_are_those_that_gather_puts_together() -> None:
+    rows = [i for rank in range(3) for i in range(12)[distributed.Processes(rank, 3).own(4)]]
+    assert rows == list(range(12))
+
+
 def test_without_a_process_group_there_is_one_process() -> None:
     z = torch.rand(3, 2, requires_grad=True)
     assert (distributed.rank(), distributed.world_size()) == (0, 1)

@@ -42,8 +42,8 @@ def labelled(tmp_path: Path) -> Path:
 
 
 def gradient() -> np.ndarray:
-    """Values 0 to 65535 over 16 x 16 pixels."""
-    return np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+    """Values 0 to 65535 over 16 x 16 pixels, few of them multiples of 257."""
+    return (np.linspace(0, 1, 256) ** 2 * 65535).round().astype(np.uint16).reshape(16, 16)
 
 
 def test_grey_and_bilevel_images(tmp_path: Path) -> None:
@@ -226,6 +226,28 @@ def test_crops_are_a_function_of_seed_epoch_index_and_view(labelled: Path) -> No
     assert not torch.equal(first.images[0], images[request(3, 5, epoch=1)].images[0])
     other = FolderDataset(images.images, 24, images.views, 1, "error")
     assert not torch.equal(first.images[0], other[request(3, 5)].images[0])
+
+
+def test_each_view_has_the_crop_of_its_own_distribution(tmp_path: Path) -> None:
+    """On a ramp of grey a crop shows as many values as its share of the width."""
+    ramp = np.repeat(np.arange(200, dtype=np.uint8)[None, :, None], 200, axis=0).repeat(3, axis=2)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    whole, part = (View(scale=(area, area), ratio=(1, 1)) for area in (1.0, 0.04))
+    images = create_source("folder", tmp_path).load("train")
+    for views, widths in (((whole, part), [200, 40]), ((part, whole), [40, 200])):
+        crops = FolderDataset(images, 20, views, 0, "error")[request(0)].images
+        seen = [int(crop.max()) - int(crop.min()) for crop in crops]
+        assert seen == pytest.approx([width * 19 / 20 for width in widths], abs=3)
+
+
+def test_crops_come_from_all_over_an_image_that_is_not_square(tmp_path: Path) -> None:
+    ramp = np.repeat(np.arange(200, dtype=np.uint8)[None, :, None], 20, axis=0).repeat(3, axis=2)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    images = create_source("folder", tmp_path).load("train")
+    crops = FolderDataset(images, 8, (View(scale=(0.05, 0.05)),), 0, "error")
+    first = [int(crops[request(0, epoch=epoch)].images[0].min()) for epoch in range(12)]
+    assert min(first) < 60
+    assert max(first) > 120
 
 
 def test_crop_is_torchvisions_of_the_same_box(labelled: Path) -> None:

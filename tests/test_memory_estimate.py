@@ -1,7 +1,9 @@
 """The estimate against what the allocator gives out in a real step, and what is said of it."""
 
 import re
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,8 +111,9 @@ def test_many_similarities_are_not_all_there(criterion: type[Criterion]) -> None
     assert need.criterion < 2**28 < 4 * 16_384**2
 
 
-def fit(folder: Path) -> None:
-    method = VICReg(backbone="resnet_tiny", projector="64-64", in_channels=1, warmup_epochs=0)
+def fit(folder: Path, **options: Any) -> None:
+    network = {"backbone": "resnet_tiny", "projector": "64-64", "in_channels": 1}
+    method = VICReg(**network, warmup_epochs=0, **options)
     trainer(folder, MemoryEstimate(), epochs=1, fast_dev_run=True).fit(method, StubData())
 
 
@@ -121,6 +124,24 @@ def test_a_fit_says_it_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert len(said) == 1
     pattern = r"Projector of 0\.0 M weights: \d+ MiB .*, \d+ MiB of act.*; criterion: \d+ MiB\."
     assert re.fullmatch(pattern, said[0])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_state_of_the_fits_optimiser_is_counted(
+    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, tensors = OPTIMIZERS[optimizer]
+    asked: list[int] = []
+
+    def spy(*arguments: Any, **options: Any) -> memory.Estimate:
+        asked.append(options["state_tensors"])
+        return estimate(*arguments, **options)
+
+    monkeypatch.setattr(memory, "estimate", spy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the optimiser's own learning rate is replaced
+        fit(tmp_path, optimizer=make)
+    assert asked == [tensors]
 
 
 def test_what_does_not_fit_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,8 +86,10 @@ def test_step_is_the_criterion_of_the_projected_features(method: type[JointEmbed
     model = make(method)
     (x1, x2), labels = batch()
     outputs = model.training_step(([x1, x2], labels), 0)
-    z1, z2 = (model.projector(model.backbone(x)) for x in (x1, x2))
+    h1, h2 = model.backbone(x1), model.backbone(x2)
+    z1, z2 = model.projector(h1), model.projector(h2)
     torch.testing.assert_close(outputs["loss"], model.criterion(z1, z2)["loss"])
+    torch.testing.assert_close(outputs["features"], (h1.detach(), h2.detach()))
     torch.testing.assert_close(outputs["embeddings"], (z1.detach(), z2.detach()))
     assert torch.equal(outputs["labels"], labels)
     kept = [*outputs["features"], *outputs["embeddings"]]
@@ -100,8 +102,11 @@ def test_joint_forward_shares_batch_statistics() -> None:
     joint.load_state_dict(separate.state_dict())
     views, labels = batch()
     views = [views[0], views[1] + 3]
-    expected = joint.projector(joint.backbone(torch.cat(views))).chunk(2)
-    torch.testing.assert_close(joint.training_step((views, labels), 0)["embeddings"], expected)
+    features = joint.backbone(torch.cat(views))
+    expected = joint.projector(features).chunk(2)
+    outputs = joint.training_step((views, labels), 0)
+    torch.testing.assert_close(outputs["features"], features.chunk(2))
+    torch.testing.assert_close(outputs["embeddings"], expected)
     ours = separate.training_step((views, labels), 0)["embeddings"]
     assert not torch.allclose(ours[1], expected[1], atol=1e-2)
 
@@ -145,6 +150,34 @@ def test_learning_rate_warms_up_then_follows_the_cosine_per_step() -> None:
     warmup = [1 / 3, 2 / 3, 1.0]
     cosine = [0.1 + 0.9 * (1 + math.cos(math.pi * k / 8)) / 2 for k in range(9)]
     assert rates == pytest.approx(warmup + cosine)
+
+
+@pytest.mark.parametrize(
+    ("batches", "accumulate", "epochs", "expected"),
+    [
+        pytest.param(7, 2, 1, 4, id="the last step of an epoch has one batch"),
+        pytest.param(7, 2, 2, 8, id="in each epoch"),
+        pytest.param(6, 4, 0.4, 1, id="0.8 of a step is one"),
+        pytest.param(7, 1, 0.2, 1, id="1.4 steps are one"),
+        pytest.param(7, 1, 9, 21, id="not longer than the run"),
+    ],
+)
+def test_warmup_is_so_many_optimiser_steps(
+    batches: int, accumulate: int, epochs: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def schedule(optimizer: torch.optim.Optimizer, warmup: int, total: int, floor: float) -> Any:
+        asked.append((warmup, total))
+        return torch.optim.lr_scheduler.ConstantLR(optimizer)
+
+    monkeypatch.setattr(methods, "warmup_cosine", schedule)
+    fit = trainer(max_epochs=3, accumulate_grad_batches=accumulate)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The warm-up of 9 epochs")
+        model = make(backbone="flat_linear", projector="6", warmup_epochs=epochs)
+        fit.fit(model, datamodule=Noise(4, batches))
+    assert asked == [(expected, fit.global_step)]
 
 
 def test_biases_and_norms_are_neither_decayed_nor_adapted() -> None:

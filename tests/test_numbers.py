@@ -28,6 +28,7 @@ from duality_ssl.callbacks import (
     GuardError,
     LastCheckpoint,
 )
+from duality_ssl.callbacks.finite import is_damaged
 from duality_ssl.cli import main
 from duality_ssl.data import SSLDataModule
 from duality_ssl.data.loader import Batch
@@ -347,6 +348,14 @@ def test_no_checkpoint_of_damaged_weights_replaces_a_good_one(
     assert len(said) == 1
     assert "last.ckpt is not written at step 6" in said[0]
     assert error.endswith(f"kept from before: {path}.") if guarded else error == ""
+
+
+@pytest.mark.parametrize("value", [1.0, math.nan, math.inf, -math.inf], ids=str)
+@pytest.mark.parametrize("name", ["weight", "running_var"])
+def test_weights_and_statistics_are_damaged_by_one_number(name: str, value: float) -> None:
+    network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    network.state_dict()[f"1.{name}"][2] = value
+    assert is_damaged(network) == (not math.isfinite(value))
 
 
 def exit_of(words: list[str]) -> int:

@@ -131,8 +131,9 @@ def test_line_of_a_folder_has_its_shares(
             0,
             "20% of the time waiting for data (decode 10%, augment 10%, step 70%)",
         ),
+        ({"augment": 5}, 0, "0% of the time waiting for data (augment 40%, step 60%)"),
     ],
-    ids=["not known", "arrays", "workers", "no workers"],
+    ids=["not known", "arrays", "workers", "no workers", "augmenting was no wait"],
 )
 def test_shares_are_of_this_run(seconds: dict[str, float], workers: int, said: str) -> None:
     data = SimpleNamespace(num_workers=workers, host_seconds=dict.fromkeys(seconds, 1.0))

@@ -161,15 +161,18 @@ def draws(epoch: int, batch: int) -> tuple[float, float, float]:
     return torch.rand(()).item(), float(np.random.random()), random.random()  # noqa: NPY002
 
 
-def test_draws_of_a_step_are_its_own() -> None:
+def test_draws_of_a_step_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     lightning.seed_everything(0, verbose=False)
     first = draws(1, 2)
     assert draws(1, 2) == first
     others = [draws(2, 2), draws(1, 3)]
+    with monkeypatch.context() as patch:
+        patch.setattr("duality_ssl.callbacks.seed.rank", lambda: 1)
+        others.append(draws(1, 2))  # dropout of another process
     lightning.seed_everything(1, verbose=False)
     others.append(draws(1, 2))
     for column in zip(first, *others, strict=True):
-        assert len({*column}) == 4
+        assert len({*column}) == 5
 
 
 def test_without_a_seed_nothing_is_seeded() -> None:

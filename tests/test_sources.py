@@ -146,7 +146,9 @@ class EvilCodec:
         return _codecs.encode, ("x", "rot13")
 
 
-@pytest.mark.parametrize("content", [Evil(), EvilCodec(), {"data": [Evil()]}, print])
+@pytest.mark.parametrize(
+    "content", [Evil(), EvilCodec(), {"data": [Evil()]}, print, {"data": np.zeros(2, "f4")}]
+)
 def test_nothing_is_run_from_a_pickle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: object
 ) -> None:
@@ -154,7 +156,9 @@ def test_nothing_is_run_from_a_pickle(
     write_cifar10(tmp_path)
     bad = tmp_path / "cifar-10-batches-py" / "test_batch"
     bad.write_bytes(pickle.dumps(content))
-    with pytest.raises(ValueError, match=r"Cannot read .*test_batch.*: .*(no array|not allowed)"):
+    with pytest.raises(
+        ValueError, match=r"Cannot read .*test_batch.*: .*(no array|not allowed|'f4')"
+    ):
         create_source("cifar10", tmp_path).load("val")
     assert not Path("evil-was-here").exists()
 
