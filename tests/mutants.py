@@ -22,7 +22,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "duality_ssl"
 REQUIRED = 0.95
-TIMEOUT = 300  # seconds for the tests of one mutant; a mutant that hangs is noticed too
+TIMEOUT = 120  # seconds for the tests of one mutant; a mutant that hangs is noticed too
 
 # what takes longer to import than most mutants take to be noticed is imported once
 _PROCESSES = multiprocessing.get_context("forkserver")

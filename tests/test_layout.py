@@ -18,7 +18,8 @@ from duality_ssl.data.layout import Labels, hold_out
 
 SMALL = (
     "--model.backbone resnet_tiny --model.projector 8-8 --data.image_size 32 --data.batch_size 8 "
-    "--trainer.max_steps 2 --trainer.accelerator cpu --trainer.enable_model_summary false"
+    "--trainer.max_steps 2 --model.warmup_epochs 0 --trainer.accelerator cpu "
+    "--trainer.enable_model_summary false"
 )
 GUIDE = "--model SimCLR --data.source folder"
 
