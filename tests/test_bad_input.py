@@ -552,6 +552,9 @@ CONFIGS = {
     "config of a list": case(
         "fit -c bad.yaml", "bad.yaml", "but it holds list", scene=config("- 1\n- 2")
     ),
+    "config that only Python's loader takes": case(
+        "fit -c bad.yaml", "line 1", "option: value", scene=config("data: {view1: {scale:[0, 1]}}")
+    ),
     "config of a word": case("fit -cbad.yaml", "bad.yaml", "it holds str", scene=config("VICReg")),
     "config with a tab": case(
         "fit -c bad.yaml",

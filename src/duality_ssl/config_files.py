@@ -12,6 +12,7 @@ from duality_ssl.nearest import did_you_mean
 _FLAGS = ("-c", "--config")
 _BYTES = 2**20  # a config has some kilobytes; more is another file, and slow to parse
 _VALUES = 10_000  # what aliases may unfold to
+_LIBYAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # what the options are read with
 
 
 def check_configs(words: Sequence[str]) -> None:
@@ -90,7 +91,10 @@ def _read(path: Path) -> Any:
         raise ValueError(f"Expected {path} to be a config, but it has {size:,} bytes.")
     content = path.read_bytes()
     try:
-        return yaml.load(content.decode("utf-8"), _StrictLoader)
+        text = content.decode("utf-8")
+        value = yaml.load(text, _StrictLoader)
+        yaml.compose(text, _LIBYAML)  # refuses `{scale:[0, 1]}`, which Python's loader takes
+        return value
     except UnicodeDecodeError as error:
         reason = f"byte {error.start + 1} is not UTF-8"
     except RecursionError:
