@@ -166,13 +166,17 @@ def percent(fraction: float | None) -> str:
 def render() -> None:
     """Write each table between its two markers, on every page that has them."""
     for figures in sorted(FIGURES.glob("*.jsonl")):
-        rows = read(figures)
-        begin, end = f"<!-- table {figures.stem} -->", f"<!-- end {figures.stem} -->"
         for page in filter(Path.is_file, PAGES):
-            text = page.read_text()
-            if begin in text:
-                head, _, rest = text.partition(begin)
-                page.write_text(f"{head}{begin}\n{table(rows)}\n{end}{rest.partition(end)[2]}")
+            write_table(page, figures.stem, table(read(figures)))
+
+
+def write_table(page: Path, name: str, rendered: str) -> None:
+    """Write a table between its two markers, if the page has them."""
+    begin, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
+    text = page.read_text()
+    if begin in text:
+        head, _, rest = text.partition(begin)
+        page.write_text(f"{head}{begin}\n{rendered}\n{end}{rest.partition(end)[2]}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from results import FIGURES, ROOT, percent
+from results import FIGURES, ROOT, percent, write_table
 
 TEMPERATURES = (0.1, 0.15, 0.25, 0.5)
 FACTORS = (0.5, 1.0, 2.0)  # of the identity's weight
@@ -100,13 +100,6 @@ def spread(values: list[float]) -> str:
     return f"{percent(statistics.mean(values))} ± {percent(deviation)}"
 
 
-def render() -> None:
-    """Write the table between its markers."""
-    begin, end = "<!-- table vicreg_ctr -->", "<!-- end vicreg_ctr -->"
-    head, _, rest = PAGE.read_text().partition(begin)
-    PAGE.write_text(f"{head}{begin}\n{table(read())}\n{end}{rest.partition(end)[2]}")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -115,4 +108,4 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if not args.render:
         sweep()
-    render()
+    write_table(PAGE, "vicreg_ctr", table(read()))

@@ -20,7 +20,7 @@ def two_views(batch: Any) -> tuple[Tensor, Tensor, Tensor]:
             return x1, x2, labels
     raise ValueError(
         "Expected training batches ([x1, x2], labels) of two views of N images and N labels, but "
-        f"got {_describe(batch)}: have the training set return ((x1, x2), label), with a label of "
+        f"got {describe(batch)}: have the training set return ((x1, x2), label), with a label of "
         "-1 where there is none."
     )
 
@@ -44,7 +44,7 @@ def one_view(batch: Any) -> tuple[Tensor, Tensor]:
             return x, x.new_full((len(x),), -1).long()
     raise ValueError(
         "Expected batches (x, labels) of N images and N labels for validation, test and "
-        f"prediction, but got {_describe(batch)}: have that data set return (x, label), one view "
+        f"prediction, but got {describe(batch)}: have that data set return (x, label), one view "
         "of an image without augmentation."
     )
 
@@ -61,10 +61,11 @@ def images_of(batch: Any, rows: int) -> list[Tensor]:
     return [x for x in parts if isinstance(x, Tensor) and x.ndim > 1 and len(x) == rows]
 
 
-def _describe(batch: Any) -> str:
+def describe(batch: Any) -> str:
+    """What a batch or a part of it is, for a message: ``(a tensor (4, 3, 8, 8), a dict)``."""
     match batch:
         case Tensor():
             return f"a tensor {tuple(batch.shape)}"
         case list() | tuple():
-            return f"({', '.join(_describe(part) for part in batch)})"
+            return f"({', '.join(describe(part) for part in batch)})"
     return f"a {type(batch).__name__}"

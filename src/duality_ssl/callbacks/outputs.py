@@ -11,6 +11,7 @@ import torch
 from lightning import Trainer
 from torch import Tensor
 
+from duality_ssl.batches import describe
 from duality_ssl.distributed import all_gather_rows, rank, world_size
 
 # rows of one process in one message
@@ -32,7 +33,7 @@ def views(outputs: Any, name: str, step: str) -> list[Tensor]:
     parts = list(entry) if isinstance(entry, tuple | list) else [entry]
     rows = [part.detach() for part in parts if isinstance(part, Tensor) and part.ndim == 2]
     if not rows or len(rows) < len(parts) or len({len(part) for part in rows}) > 1:
-        got = _describe(entry) if entry is not None else f"no {name!r}"
+        got = describe(entry) if entry is not None else f"no {name!r}"
         raise ValueError(
             f"Expected `{step}` to return a dict with {name!r}, a tensor (N, F) or a tuple of one "
             f"a view, but got {got}: return {{..., {name!r}: {name}.detach()}}."
@@ -57,7 +58,7 @@ def step_rows(outputs: Any, names: Sequence[str], step: str) -> dict[str, Tensor
         first = next(iter(parts.values()))
         labels = outputs.get("labels")
         if not isinstance(labels, Tensor) or labels.shape != (len(first[0]),):
-            got = "no 'labels'" if labels is None else _describe(labels)
+            got = "no 'labels'" if labels is None else describe(labels)
             raise ValueError(
                 f"Expected `{step}` to return a dict with 'labels', a tensor (N,) of the classes "
                 f"of its N = {len(first[0])} samples, but got {got}: return {{..., 'labels': y}}, "
@@ -67,17 +68,9 @@ def step_rows(outputs: Any, names: Sequence[str], step: str) -> dict[str, Tensor
     if len({len(entry) for entry in found.values()}) > 1:
         raise ValueError(
             f"Expected `{step}` to return as many views of as many samples in each of "
-            f"{list(parts)}, but got {', '.join(map(_describe, parts.values()))}."
+            f"{list(parts)}, but got {', '.join(map(describe, parts.values()))}."
         )
     return found
-
-
-def _describe(entry: Any) -> str:
-    if isinstance(entry, Tensor):
-        return f"a tensor {tuple(entry.shape)}"
-    if isinstance(entry, tuple | list):
-        return f"({', '.join(map(_describe, entry))})"
-    return f"a {type(entry).__name__}"
 
 
 class OutputStore:
