@@ -23,7 +23,7 @@ test: .venv/developed  ## run the whole suite (ARGS=... goes to pytest)
 	pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: .venv/developed  ## kill and continue runs at KILLS=25 random moments, and at the worst ones
-	DUALITY_SSL_KILLS=$(or $(KILLS),25) pytest tests/test_crash.py $(ARGS)
+	DUALITY_SSL_KILLS=$(or $(KILLS),25) pytest tests/runs/test_crash.py $(ARGS)
 
 mutants: .venv/developed  ## break the code in small ways, one at a time: tests must notice 95 %
 	python tests/mutants.py $(ARGS)

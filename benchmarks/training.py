@@ -29,12 +29,12 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader, Dataset
 
 from duality_ssl import cli
-from duality_ssl.backbones import create_backbone
 from duality_ssl.criteria import VICReg
 from duality_ssl.data.loader import Batch
 from duality_ssl.data.sources import ArrayImages, ImageSource, Split, register_source
+from duality_ssl.networks.backbones import create_backbone
+from duality_ssl.networks.projector import create_projector
 from duality_ssl.optim import parameter_groups
-from duality_ssl.projector import create_projector
 
 try:
     from lightly.loss import VICRegLoss

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import references
 import torch
+from helpers import references
 from torch import Tensor
 
 ROOT = Path(__file__).parents[1]

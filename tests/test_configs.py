@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from duality_ssl import methods
-from duality_ssl.arguments import method_names
 from duality_ssl.cli import main
+from duality_ssl.cli.arguments import method_names
 from duality_ssl.data import SSLDataModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from gloo_processes import Processes, start_processes
+from helpers.gloo_processes import Processes, start_processes
 from test_criteria import VARIANTS, build
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel

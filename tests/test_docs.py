@@ -30,8 +30,8 @@ import yaml
 from PIL import Image
 
 from duality_ssl import methods
-from duality_ssl.arguments import method_names
 from duality_ssl.cli import main
+from duality_ssl.cli.arguments import method_names
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from duality_ssl.evaluation import evaluate
-from duality_ssl.runs import newest_checkpoint
+from duality_ssl.runs.folder import newest_checkpoint
 
 pytest_plugins = ["pytester"]
 

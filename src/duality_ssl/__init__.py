@@ -7,7 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from duality_ssl.backbones import create_backbone, register_backbone
     from duality_ssl.data import SSLDataModule, register_source
     from duality_ssl.methods import (
         DCL,
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
         VICRegCtr,
         VICRegExp,
     )
+    from duality_ssl.networks import create_backbone, register_backbone
 
 __version__ = "0.1.0"
 
@@ -42,8 +42,8 @@ __all__ = [
 _HOMES = {
     "SSLDataModule": "data",
     "register_source": "data",
-    "create_backbone": "backbones",
-    "register_backbone": "backbones",
+    "create_backbone": "networks",
+    "register_backbone": "networks",
 }
 
 

@@ -1,19 +1,19 @@
 """Callbacks: probes, spectrum, duality, guard, progress, views, and what test and predict write."""
 
-from duality_ssl.callbacks.backbone import BackboneWriter
-from duality_ssl.callbacks.changes import ChangedValues
-from duality_ssl.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from duality_ssl.callbacks.collapse import CollapseGuard, GuardError
 from duality_ssl.callbacks.duality import DualityMonitor, duality_terms
 from duality_ssl.callbacks.evaluate import OfflineEvaluation
 from duality_ssl.callbacks.knn import OnlineKNN
 from duality_ssl.callbacks.linear_probe import OnlineLinearProbe
 from duality_ssl.callbacks.predictions import FeatureWriter
-from duality_ssl.callbacks.preemption import Preemption
 from duality_ssl.callbacks.progress import RunProgress, RunSummary
 from duality_ssl.callbacks.seed import StepSeed
 from duality_ssl.callbacks.spectrum import RankMe
 from duality_ssl.callbacks.views import ViewGrid
+from duality_ssl.runs.backbone import BackboneWriter
+from duality_ssl.runs.changes import ChangedValues
+from duality_ssl.runs.checkpoint import BestCheckpoint, LastCheckpoint
+from duality_ssl.runs.preemption import Preemption
 
 __all__ = [
     "BackboneWriter",

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from duality_ssl.batches import images_of
-from duality_ssl.callbacks.finite import StepFaults, is_damaged, step_faults
+from duality_ssl.callbacks.finite import StepFaults, step_faults
 from duality_ssl.callbacks.outputs import views
 from duality_ssl.distributed import all_reduce_sum, processes
 from duality_ssl.functional import normalize_rows, rankme
+from duality_ssl.runs.checkpoint import is_damaged
 
 _COLLAPSED = (
     "Try a lower learning rate, a lower temperature, or a higher weight of the term that spreads "

@@ -104,17 +104,6 @@ def step_faults(
 
 
 @torch.no_grad()
-def is_damaged(module: nn.Module) -> bool:
-    """Whether a weight or a running statistic is NaN or infinite on any process.
-
-    No step heals that: what is NaN stays NaN. To be called by every process; it waits for the
-    device.
-    """
-    state = [x for x in module.state_dict().values() if isinstance(x, Tensor)]
-    bad = [~x.isfinite().all() for x in state if x.is_floating_point()]
-    return bool(all_reduce_sum(torch.stack(bad).sum()) > 0)
-
-
 def _who(bad: Tensor, names: Sequence[str]) -> str:
     """Which images of all processes are meant, in words; none gives an empty string."""
     chosen = [name for name, is_bad in zip(names, bad.tolist(), strict=True) if is_bad]

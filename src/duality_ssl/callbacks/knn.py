@@ -11,8 +11,7 @@ from torch import Tensor
 
 from duality_ssl.callbacks.labelled import Accuracies, LabelledCallback, is_validation_set
 from duality_ssl.distributed import all_gather_rows, rank, world_size
-from duality_ssl.evaluation import Settings
-from duality_ssl.neighbours import knn_votes
+from duality_ssl.evaluation import Settings, knn_votes
 
 
 class FeatureBank:

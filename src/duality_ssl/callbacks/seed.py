@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from duality_ssl.data.sampler import STEP, derive_seed
 from duality_ssl.distributed import rank
+from duality_ssl.randomness import STEP, derive_seed
 
 
 class StepSeed(Callback):

@@ -16,9 +16,10 @@ from duality_ssl.data.file_images import FileImages, FolderDataset
 from duality_ssl.data.folder import Folder
 from duality_ssl.data.layout import Labels
 from duality_ssl.data.loader import ArrayDataset, Batch, BatchLoader, PlainBatch, outlive_signals
-from duality_ssl.data.sampler import SUBSET, EvalBatches, TrainBatches, derive_seed
+from duality_ssl.data.sampler import EvalBatches, TrainBatches
 from duality_ssl.data.sources import Images, ImageSource, Split, create_source
 from duality_ssl.distributed import processes, world_size
+from duality_ssl.randomness import SUBSET, derive_seed
 
 _DEFAULT_VIEW = View()
 _AS_THE_FIRST = ViewChanges()

@@ -15,8 +15,9 @@ from torch.utils.data import Dataset
 from duality_ssl.data.augment import View
 from duality_ssl.data.decode import BadImageError, Box, centre_box, read_crops
 from duality_ssl.data.loader import Batch
-from duality_ssl.data.sampler import CROP, BatchRequest, derive_seed
+from duality_ssl.data.sampler import BatchRequest
 from duality_ssl.data.transforms import draw_boxes
+from duality_ssl.randomness import CROP, derive_seed
 
 _SUBSTITUTES = 16  # neighbours tried for an image that cannot be read
 

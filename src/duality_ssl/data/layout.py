@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from duality_ssl.data.sampler import HOLD_OUT, derive_seed
+from duality_ssl.randomness import HOLD_OUT, derive_seed
 
 EXTENSIONS = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}

@@ -17,15 +17,7 @@ from torch.utils.data import SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from duality_ssl.distributed import rank, world_size
-
-# what a derived seed is for: streams must not coincide
-ORDER, AUGMENT, CROP, SUBSET, PROBE, STEP, HOLD_OUT = range(7)
-
-
-def derive_seed(purpose: int, *parts: int) -> int:
-    """Mix non-negative integers into a seed of 63 bits, the same on every machine."""
-    state = np.random.SeedSequence((purpose, *parts)).generate_state(1, np.uint64)
-    return int(state[0] >> np.uint64(1))
+from duality_ssl.randomness import AUGMENT, ORDER, PROBE, derive_seed
 
 
 class BatchRequest(NamedTuple):

@@ -14,9 +14,7 @@ from torch import Tensor
 
 from duality_ssl.data import formats
 from duality_ssl.data.pickles import read_pickle
-from duality_ssl.imports import import_path
-from duality_ssl.nearest import did_you_mean
-from duality_ssl.registry import register
+from duality_ssl.registry import did_you_mean, import_path, register
 
 Split = Literal["pretrain", "train", "val"]
 

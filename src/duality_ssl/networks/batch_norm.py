@@ -1,0 +1,107 @@
+"""Batch norm over all processes where PyTorch has none: on a CPU, and with timm's activation."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from duality_ssl._internals.torch import BatchNorm, NormBase
+from duality_ssl.distributed import processes
+
+_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def synchronize_batch_norm(module: nn.Module, device: torch.device) -> None:
+    """Have a Trainer's ``sync_batchnorm`` do for a network what it says, or say that it cannot.
+
+    Lightning replaces each batch norm by ``torch.nn.SyncBatchNorm``, which takes no CPU tensors and
+    drops what timm's ``BatchNormAct2d`` does after the norm. This puts `SyncBatchNorm` in their
+    places first, with the same parameters and names: for timm's, and on a CPU for all. Another
+    class is refused, for what it does besides is not known.
+
+    Args:
+        module: The network, changed in place.
+        device: Where it will be trained.
+
+    Raises:
+        ValueError: If the network has a batch norm that is neither PyTorch's nor timm's.
+    """
+    for name, child in module.named_children():
+        if not isinstance(child, BatchNorm):
+            synchronize_batch_norm(child, device)
+        elif type(child) in _PLAIN:
+            if device.type == "cpu":
+                setattr(module, name, SyncBatchNorm(child))
+        elif _is_timms(child):
+            setattr(module, name, SyncBatchNorm(child))
+        else:
+            raise ValueError(
+                "Expected `sync_batchnorm` for batch norms of PyTorch and timm, but the backbone "
+                f"has {type(child).__name__}, of which a part might be lost. Take another backbone "
+                "or set --trainer.sync_batchnorm false."
+            )
+
+
+def _is_timms(norm: BatchNorm) -> bool:
+    """Whether it is timm's norm with an activation; a class derived from it may do still more."""
+    from timm.layers import BatchNormAct2d, SyncBatchNormAct
+
+    return type(norm) in (BatchNormAct2d, SyncBatchNormAct)
+
+
+class SyncBatchNorm(NormBase):
+    r"""Batch norm with the mean and variance of all processes' rows, exactly differentiable.
+
+    .. math:: \mu = \tfrac{1}{W} \sum_w \mu_w, \qquad
+        \sigma^2 = \tfrac{1}{W} \sum_w \sigma_w^2 + \tfrac{1}{W} \sum_w (\mu_w - \mu)^2
+
+    for W processes with equally many rows; then ``drop`` and ``act``, if it replaces timm's. It is
+    no ``BatchNorm``, which Lightning would replace.
+
+    Args:
+        norm: The layer whose place it takes, and whose parameters and buffers it goes on with.
+    """
+
+    def __init__(self, norm: BatchNorm) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, affine=False)
+        self.affine, self.track_running_stats = norm.affine, norm.track_running_stats
+        self._parameters.update(norm._parameters)
+        self._buffers.update(norm._buffers)
+        self.drop: nn.Module = getattr(norm, "drop", nn.Identity())
+        self.act: nn.Module = getattr(norm, "act", nn.Identity())
+        self.train(norm.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``(N, C, ...)``; in evaluation each process by itself."""
+        out: Tensor = self.act(self.drop(self._normalize(x)))
+        return out
+
+    def _normalize(self, x: Tensor) -> Tensor:
+        if not self.training:
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(x, mean, var, self.weight, self.bias, mean is None, eps=self.eps)
+        full = x if x.dtype == torch.float64 else x.float()
+        across = [0, *range(2, x.ndim)]
+        own = torch.stack(torch.var_mean(full, across, correction=0))
+        everyone = processes()
+        variances, means = everyone.gather(own[None]).unbind(1)  # (W, C) each
+        mean = means.mean(0)
+        variance = variances.mean(0) + means.var(0, correction=0)
+        self._track(mean.detach(), variance.detach(), everyone.world_size * x.numel() // x.shape[1])
+        shape = (1, -1, *(1 for _ in across[1:]))
+        out = (full - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)
+        if self.weight is not None:
+            out = out * self.weight.view(shape)
+        if self.bias is not None:
+            out = out + self.bias.view(shape)
+        return out.to(x.dtype)
+
+    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Move the running statistics, as ``torch.nn.BatchNorm2d`` does."""
+        batches = self.num_batches_tracked
+        if self.running_mean is None or self.running_var is None or batches is None:
+            return
+        batches += 1  # in place: it is the buffer
+        momentum = self.momentum
+        weight = 1.0 / batches.item() if momentum is None else momentum
+        self.running_mean.lerp_(mean.to(self.running_mean), weight)
+        self.running_var.lerp_((variance * count / max(1, count - 1)).to(self.running_var), weight)

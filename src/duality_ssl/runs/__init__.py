@@ -1,0 +1,1 @@
+"""The folder of a run: where it is, resuming, checkpoints, preemption, loggers."""

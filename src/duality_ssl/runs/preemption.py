@@ -1,0 +1,165 @@
+"""Ends a fit that a scheduler wants gone: with a checkpoint, and a code to requeue it on."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from duality_ssl.distributed import all_reduce_sum, rank, world_size
+from duality_ssl.runs.checkpoint import LastCheckpoint
+
+EXIT_CODE = 75
+"""EX_TEMPFAIL of sysexits.h: the same command, run again, goes on."""
+
+_SIGNALS = [number for number in signal.Signals if number.name in ("SIGTERM", "SIGUSR1")]
+# two within this are one: a launcher passes on to its processes what the scheduler sends to all
+_ECHO_SECONDS = 1.0
+
+
+class Preemption(Callback):
+    """On SIGTERM or SIGUSR1 finishes the running step, keeps ``last.ckpt`` and exits with code 75.
+
+    A signal that comes while a fit is being set up ends it at once, as nothing is lost; one during
+    validation waits for its end. A second signal, a second or more after the first, ends the
+    process at once, whatever it is doing.
+
+    Of several processes one may get the signal, or all: they ask each other every few steps, and
+    stop at the same one. Of the processes that Lightning has started itself all end, and the first
+    one's code is the job's.
+
+    Where SLURM is to requeue the job (``SLURMEnvironment(auto_requeue=True)``, which is Lightning's
+    default under ``srun``), SIGUSR1 has it requeued after the checkpoint. Lightning's own handler,
+    which this replaces, writes in the middle of a step, and into the folder that all runs share.
+
+    Args:
+        every_n_steps: Optimiser steps between two times that several processes ask each other.
+
+    Raises:
+        ValueError: If that is below 1.
+    """
+
+    def __init__(self, every_n_steps: int = 10) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"Expected `every_n_steps` of at least 1, but got {every_n_steps}.")
+        self.every_n_steps = every_n_steps
+        self._trainer: Trainer | None = None
+        self._received: dict[int, float] = {}
+        self._former: dict[int, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen from here on; until training starts, a signal ends the process."""
+        self._trainer, self._received = trainer, {}
+        if stage == "fit" and threading.current_thread() is threading.main_thread():
+            self._former = {number: signal.getsignal(number) for number in _SIGNALS}
+            self._listen(trainer)
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the place of the handlers that Lightning has put up since."""
+        self._listen(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the place of the handlers that Lightning has put up since; from now on, wait."""
+        self._listen(trainer)
+        self._trainer = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop between two epochs."""
+        self._stop_if_wanted(trainer)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop between two steps."""
+        step, rest = divmod(batch_idx, trainer.accumulate_grad_batches)
+        if step and not rest and (world_size() == 1 or step % self.every_n_steps == 0):
+            self._stop_if_wanted(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Listen no more."""
+        self._restore()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen no more."""
+        self._restore()
+
+    def _listen(self, trainer: Trainer) -> None:
+        for number in self._former:
+            signal.signal(number, self._receive)
+        # Lightning restores what it has found when the fit ends, which may be this callback's
+        trainer._signal_connector._original_handlers.update(self._former)
+
+    def _restore(self) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former = {}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._trainer is not None:
+            launcher = self._trainer.strategy.launcher
+            if launcher is not None:
+                launcher.kill(number)  # its other processes would wait for this one
+            raise SystemExit(EXIT_CODE)
+        now = time.monotonic()
+        if self._received and now - min(self._received.values()) > _ECHO_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif not self._received and rank() == 0:
+            # what a handler interrupts may be a print: nothing buffered here
+            os.write(2, f"{signal.Signals(number).name}: {_SAID}\n".encode())
+        self._received.setdefault(number, now)
+
+    def _stop_if_wanted(self, trainer: Trainer) -> None:
+        """Keep the state and exit if any process has got a signal; all ask at the same time."""
+        received = {number for number in _SIGNALS if number in self._received}
+        if world_size() > 1:
+            flags = torch.tensor([float(n in received) for n in _SIGNALS])
+            total = all_reduce_sum(flags.to(trainer.strategy.root_device)).tolist()
+            received = {number for number, count in zip(_SIGNALS, total, strict=True) if count}
+        if not received:
+            return
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, LastCheckpoint):
+                callback.save(trainer)
+        for logger in trainer.loggers:
+            logger.save()
+        names = " and ".join(sorted(number.name for number in received))
+        rank_zero_info(
+            f"{names}: stopped at step {trainer.global_step} with exit code {EXIT_CODE}. "
+            "The same command with --ckpt_path last goes on from the last checkpoint."
+        )
+        environment = trainer._accelerator_connector.cluster_environment
+        if "SIGUSR1" in names and trainer.is_global_zero:
+            _requeue(environment)
+        # a launcher may kill the rest once one has ended
+        trainer.strategy.barrier("Preemption")
+        # Lightning kills them all if a process that it has started ends with another code than 0
+        child = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
+        raise SystemExit(0 if child else EXIT_CODE)
+
+
+_SAID = (
+    "the running step is finished and a checkpoint written, then the process ends; "
+    "another signal ends it at once."
+)
+
+
+def _requeue(environment: Any) -> None:
+    """Have SLURM queue the job again, if that is what Lightning is told to do there."""
+    if not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
+        return
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID", "")
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        rank_zero_warn(f"SLURM does not requeue job {job}: {error}. Submit it again.")

@@ -1,0 +1,112 @@
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.callback_stubs import (
+    PlainModule,
+    StubData,
+    StubModule,
+    plain_loaders,
+    trainer,
+    two_views,
+)
+
+from duality_ssl.callbacks import OnlineKNN
+from duality_ssl.callbacks.knn import FeatureBank
+from duality_ssl.evaluation import knn_top1
+
+
+@pytest.mark.parametrize(
+    ("rows", "kept"),
+    [([4], range(4)), ([4, 4], range(3, 8)), ([13], range(8, 13)), ([3, 3, 3, 3], range(7, 12))],
+    ids=["part", "wraps", "more_than_fits", "wraps_twice"],
+)
+def test_bank_keeps_the_latest(rows: list[int], kept: range) -> None:
+    bank = FeatureBank(5)
+    values = iter(range(100))
+    for n in rows:
+        labels = torch.tensor([next(values) for _ in range(n)])
+        bank.add(labels[:, None].float().repeat(1, 2), labels)
+    features, labels = bank.gather()
+    assert sorted(labels.tolist()) == list(kept)
+    assert torch.equal(features[:, 0].long(), labels)
+    assert len(bank) == len(kept)
+
+
+def test_bank_hands_out_labelled_rows_only() -> None:
+    bank = FeatureBank(8)
+    bank.add(torch.arange(4.0)[:, None], torch.tensor([0, -1, 2, -1]))
+    features, labels = bank.gather()
+    assert (features[:, 0].tolist(), labels.tolist()) == ([0, 2], [0, 2])
+
+
+def test_empty_bank_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing was added"):
+        FeatureBank(3).gather()
+
+
+@pytest.mark.parametrize("labels", ["own", "probe"], ids=["labelled_pretraining", "probe_set"])
+def test_accuracy_is_that_of_the_offline_knn(tmp_path: Path, labels: str) -> None:
+    data, module = StubData(labels), StubModule(lr=0.0)
+    run = trainer(tmp_path, OnlineKNN(k=7), epochs=3)
+    run.fit(module, datamodule=data)
+    with torch.no_grad():
+        val = module.backbone(data.val.tensors[0])
+        if labels == "own":
+            samples = [data.train[i] for i in range(len(data.train))]
+            views, y = two_views(samples)
+            train, y = torch.cat([module.backbone(view) for view in views]), y.repeat(2)
+        else:
+            train, y = module.backbone(data.probe.tensors[0]), data.probe.tensors[1]
+    expected = knn_top1(train, y, val, data.val.tensors[1], k=7)
+    assert run.callback_metrics["val/knn_top1"].item() == pytest.approx(expected, abs=1e-6)
+    assert run.callback_metrics["val/knn_top5"] >= run.callback_metrics["val/knn_top1"]
+
+
+def test_bank_is_one_epoch_at_most(tmp_path: Path) -> None:
+    knn = OnlineKNN()
+    trainer(tmp_path, knn, epochs=3).fit(StubModule(), datamodule=StubData())
+    assert len(knn._bank) == 2 * 128
+    small = OnlineKNN(bank_size=10, k=20)  # k is more than the bank holds
+    run = trainer(tmp_path, small)
+    run.fit(StubModule(), datamodule=StubData())
+    assert len(small._bank) == 10
+    assert 0 < run.callback_metrics["val/knn_top1"] <= 1
+
+
+def test_any_module_has_neighbours(tmp_path: Path) -> None:
+    knn = OnlineKNN(num_classes=8)
+    run = trainer(tmp_path, knn, epochs=2)
+    module = PlainModule(lambda h, y: {"features": (h, h, h), "labels": y})
+    run.fit(module, *plain_loaders())
+    assert len(knn._bank) == 3 * 128
+    assert run.callback_metrics["val/knn_top1"] > 0.9
+
+
+def test_without_labels_it_is_off_and_says_so(tmp_path: Path) -> None:
+    run = trainer(tmp_path, OnlineKNN())
+    with pytest.warns(UserWarning, match=r"OnlineKNN is off: the data .*--data.probe_root"):
+        run.fit(StubModule(), datamodule=StubData(labels=None))
+    assert "val/knn_top1" not in run.callback_metrics
+
+
+def test_validate_needs_a_set_of_its_own(tmp_path: Path) -> None:
+    run = trainer(tmp_path, OnlineKNN())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            run.validate(StubModule(), StubData(), verbose=False)
+    said = [str(w.message) for w in caught if "OnlineKNN is off" in str(w.message)]
+    assert len(said) == 1
+    assert "features of training batches" in said[0]
+    assert "--data.probe_source" in said[0]
+    assert "val/knn_top1" not in run.callback_metrics
+    run.validate(StubModule(), StubData("probe"), verbose=False)
+    assert run.callback_metrics["val/knn_top1"] > 0.8
+
+
+@pytest.mark.parametrize("arguments", [{"k": 0}, {"bank_size": 0}, {"temperature": 0.0}])
+def test_arguments_are_checked(arguments: dict) -> None:
+    with pytest.raises(ValueError, match="Expected `k` and `bank_size`"):
+        OnlineKNN(**arguments)

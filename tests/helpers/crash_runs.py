@@ -1,0 +1,104 @@
+"""Processes that run the command and are killed, forked by one that has imported all of it."""
+
+import importlib
+import io
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from itertools import count
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    [
+        "duality_ssl.cli.command",
+        "sklearn.datasets",
+        "torchmetrics.classification",
+        "tensorboard",
+        "torch",
+    ]
+)
+
+
+class Kill(NamedTuple):
+    """Where a process kills itself, with the signal that leaves it no time for anything."""
+
+    function: str
+    """Dotted path of a module's function, or of a method of a class in it."""
+    call: int
+    """Which of its calls, counted from 1."""
+    when: Literal["before", "after", "half way"]
+    """Half way is for `torch.save`: half of the file is written."""
+
+
+def start(folder: Path, words: list[str], kill: Kill | None = None) -> BaseProcess:
+    """Run ``duality-ssl`` with these words in a folder, in a process of its own."""
+    process = _CONTEXT.Process(target=_run, args=(folder, words, kill))
+    process.start()
+    return process
+
+
+def end(process: BaseProcess, seconds: float | None = None) -> int:
+    """Wait for the end of a process; kill it where it takes longer. Returns its exit code."""
+    process.join(300 if seconds is None else seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        assert seconds is not None, "The run hangs."
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _run(folder: Path, words: list[str], kill: Kill | None) -> None:
+    from duality_ssl.cli import main
+
+    # as in an interpreter of its own: forked workers notice the death of the one that forked them
+    multiprocessing.set_start_method("fork", force=True)
+    os.chdir(folder)
+    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    torch.set_num_threads(1)
+    if kill is not None:
+        _aim(kill)
+    main(words)
+
+
+def _aim(kill: Kill) -> None:
+    owner, name = _find(kill.function)
+    function, calls = getattr(owner, name), count(1)
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def aimed(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) != kill.call:
+            return function(*args, **kwargs)
+        if kill.when == "half way":
+            _write_half(function, *args)
+        elif kill.when == "after":
+            function(*args, **kwargs)
+        return die()
+
+    setattr(owner, name, aimed)
+
+
+def _write_half(save: Callable[..., None], content: Any, file: Any) -> None:
+    whole = io.BytesIO()
+    save(content, whole)
+    file.write(whole.getvalue()[: whole.tell() // 2])
+    file.flush()
+
+
+def _find(path: str) -> tuple[Any, str]:
+    """The module or class that has a function, and the function's name in it."""
+    *module, cls, name = path.split(".")
+    try:
+        return importlib.import_module(".".join([*module, cls])), name
+    except ModuleNotFoundError:
+        return getattr(importlib.import_module(".".join(module)), cls), name
