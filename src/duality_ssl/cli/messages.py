@@ -201,7 +201,7 @@ def sentence_of(error: BaseException) -> str | None:
             return " ".join(text.split())
         if not isinstance(link, ValueError | OSError):
             continue
-        package = str(Path(__file__).parent)
+        package = str(Path(__file__).parents[1])
         if "Original Traceback" in text:  # what a worker of the data loader caught and passed on
             frames = re.findall(r'File "([^"]+)"', text)
             if frames[-1].startswith(package):
