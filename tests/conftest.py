@@ -1,8 +1,9 @@
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from helpers.gloo_processes import Processes
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,6 +21,15 @@ def _seed_of_no_other_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def gloo_processes() -> Iterator[Callable[[int], Processes]]:
+    """Process groups by their world size; each is started once and stays for the session."""
+    groups: dict[int, Processes] = {}
+    yield lambda world: groups.setdefault(world, Processes(world))
+    for group in groups.values():
+        group.end()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

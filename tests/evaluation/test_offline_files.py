@@ -1,5 +1,6 @@
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.callback_stubs import StubData, StubModule, trainer
+from helpers.gloo_processes import Processes, trainer_options
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch import Tensor
@@ -125,19 +127,27 @@ class Pixels(StubModule):
         return {name: images.flatten(1) for name in ("features", "embeddings")} | {"labels": labels}
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_predictions_of_a_folder_name_their_files(tmp_path: Path, processes: int) -> None:
+def predict_pixels(folder: Path, data: SSLDataModule) -> None:
+    run = trainer(folder, FeatureWriter(), **trainer_options())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run.predict(Pixels(), data, return_predictions=False)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_predictions_of_a_folder_name_their_files(
+    processes: int, gloo_processes: Callable[[int], Processes], tmp_path: Path
+) -> None:
     """Also where one cannot be read, and whichever process read it."""
     for i in range(9):
         (tmp_path / "é").mkdir(exist_ok=True)
         Image.new("RGB", (8, 8), (28 * i,) * 3).save(tmp_path / "é" / f"{i * 11}.png")
     (tmp_path / "é" / "33.png").write_bytes(b"")
-    settings = {"strategy": "ddp_spawn", "devices": processes} if processes > 1 else {}
     data = SSLDataModule("folder", tmp_path / "é", 2, 8, on_bad_image="skip")
-    run = trainer(tmp_path, FeatureWriter(), **settings)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        run.predict(Pixels(), data, return_predictions=False)
+    if processes == 1:
+        predict_pixels(tmp_path, data)
+    else:
+        gloo_processes(processes).run(predict_pixels, tmp_path, data)
     with np.load(tmp_path / "features.npz", allow_pickle=False) as file:
         features, paths = file["features"], file["paths"]
     names = [f"{i * 11}.png" for i in range(9) if i != 3]

@@ -12,17 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    [
-        "duality_ssl.cli.command",
-        "sklearn.datasets",
-        "torchmetrics.classification",
-        "tensorboard",
-        "torch",
-    ]
-)
+from helpers.forkserver import CONTEXT
 
 
 class Kill(NamedTuple):
@@ -38,7 +28,7 @@ class Kill(NamedTuple):
 
 def start(folder: Path, words: list[str], kill: Kill | None = None) -> BaseProcess:
     """Run ``duality-ssl`` with these words in a folder, in a process of its own."""
-    process = _CONTEXT.Process(target=_run, args=(folder, words, kill))
+    process = CONTEXT.Process(target=_run, args=(folder, words, kill))
     process.start()
     return process
 

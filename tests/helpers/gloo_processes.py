@@ -1,13 +1,16 @@
 """Processes over gloo that stay, for tests of what they compute together."""
 
-import multiprocessing
-from collections.abc import Callable, Iterator
+import os
+import tempfile
+from collections.abc import Callable
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from helpers.forkserver import CONTEXT
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 
 
 def _join(address: str, ranks: Any, world: int) -> None:
@@ -22,23 +25,50 @@ def _call(job: tuple[Callable[..., Any], tuple[Any, ...]]) -> tuple[int, Any]:
 
 
 class Processes:
-    """Processes that stay; ``run`` calls one function on all and returns by rank."""
+    """A process group that is started by the first ``run`` and stays.
 
-    def __init__(self, pool: Pool, world: int) -> None:
-        self.pool = pool
+    Args:
+        world: Number of processes.
+    """
+
+    def __init__(self, world: int) -> None:
         self.world = world
+        self._pool: Pool | None = None
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        jobs = [(function, arguments)] * self.world
-        results = self.pool.map_async(_call, jobs, chunksize=1).get(timeout=120)
+        """Call one function on all processes and return the results by rank.
+
+        An error ends the processes, which may wait for each other; the next call starts new ones.
+        """
+        pool = self._pool = self._pool or self._start()
+        try:
+            jobs = [(function, arguments)] * self.world
+            results = pool.map_async(_call, jobs, chunksize=1).get(timeout=120)
+        except BaseException:
+            self.end()
+            raise
         return [result for _, result in sorted(results, key=lambda pair: pair[0])]
 
+    def end(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.terminate()
+            self._pool.join()
+            self._pool = None
 
-def start_processes(world: int, folder: Path) -> Iterator[Processes]:
-    """Start them; a fixture ends them."""
-    context = multiprocessing.get_context("spawn")
-    ranks = context.SimpleQueue()
-    for rank in range(world):
-        ranks.put(rank)
-    with context.Pool(world, _join, ((folder / "rendezvous").as_uri(), ranks, world)) as pool:
-        yield Processes(pool, world)
+    def _start(self) -> Pool:
+        ranks = CONTEXT.SimpleQueue()
+        for rank in range(self.world):
+            ranks.put(rank)
+        address = Path(tempfile.mkdtemp(), "rendezvous").as_uri()
+        return CONTEXT.Pool(self.world, _join, (address, ranks, self.world))
+
+
+def trainer_options() -> dict[str, Any]:
+    """What a ``Trainer`` takes to use the process group of this process, if there is one."""
+    if not dist.is_initialized():
+        return {"devices": 1}
+    rank, world = dist.get_rank(), dist.get_world_size()
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"}
+    os.environ |= {"WORLD_SIZE": str(world)}
+    return {"devices": world, "strategy": "ddp", "plugins": [TorchElasticEnvironment()]}

@@ -1,16 +1,14 @@
 """A whole fit of several gloo processes is that of one: weights, probes, metrics."""
 
 import copy
-import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from helpers.gloo_processes import Processes, start_processes
+from helpers.gloo_processes import Processes, trainer_options
 from lightning import Trainer
-from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import (
     DeepSpeedStrategy,
     FSDPStrategy,
@@ -87,12 +85,6 @@ def fit(
     **options: Any,
 ) -> Result:
     """Five steps with random augmentation; on every process of a group, if there is one."""
-    world = distributed.world_size()
-    joined: dict[str, Any] = {"devices": 1}
-    if world > 1:
-        os.environ |= {"RANK": str(distributed.rank()), "WORLD_SIZE": str(world)}
-        os.environ |= {"LOCAL_RANK": os.environ["RANK"], "GROUP_RANK": "0"}
-        joined = {"devices": world, "strategy": "ddp", "plugins": [TorchElasticEnvironment()]}
     probe = OnlineLinearProbe(["backbone", "projector"], learning_rate=0.1)
     trainer = Trainer(
         accelerator="cpu",
@@ -107,13 +99,13 @@ def fit(
         enable_model_summary=False,
         use_distributed_sampler=False,
         precision=precision,
-        **joined,
+        **trainer_options(),
     )
     torch.manual_seed(0)
     options["optimizer"] = OPTIMIZERS[optimizer]
     shape = {"backbone": "no_batch_norm", "projector": "12", "in_channels": 1}
     model = getattr(methods, method)(**{**shape, "warmup_epochs": 0, **options})
-    data = SSLDataModule(source, batch_size=batch // world, seed=3)
+    data = SSLDataModule(source, batch_size=batch // distributed.world_size(), seed=3)
     before = copy.deepcopy(model.state_dict())
     trainer.fit(model, datamodule=data)
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
@@ -121,13 +113,13 @@ def fit(
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    yield from start_processes(2, tmp_path_factory.mktemp("two"))
+def two(gloo_processes: Callable[[int], Processes]) -> Processes:
+    return gloo_processes(2)
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    yield from start_processes(3, tmp_path_factory.mktemp("three"))
+def three(gloo_processes: Callable[[int], Processes]) -> Processes:
+    return gloo_processes(3)
 
 
 def fit_on_all(options: dict[str, Any]) -> Result:
@@ -142,7 +134,6 @@ def assert_one(result: Result, one: Result, tolerance: float) -> None:
     assert result.metrics == pytest.approx(one.metrics, rel=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "optimizer", "base_lr"),
     [
@@ -170,7 +161,6 @@ def test_weights_heads_and_metrics(
         assert_one(result, one, 1e-5)
 
 
-@pytest.mark.slow
 def test_batch_norm_over_processes(two: Processes) -> None:
     """``sync_batchnorm`` on a CPU; without it the running statistics are another network's."""
     shape = {"backbone": "resnet_tiny", "projector": "32-16", "precision": "64-true"}
@@ -183,7 +173,6 @@ def test_batch_norm_over_processes(two: Processes) -> None:
             assert_one(result, one, 1e-3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("world", ["two", "three"])
 @pytest.mark.parametrize(("classes", "val"), [s for s in SETS if s[1] > 3], ids=str)
 def test_each_validation_sample_counts_once(
@@ -211,7 +200,6 @@ def _refusal(options: dict[str, Any]) -> str:
     return str(refused.value)
 
 
-@pytest.mark.slow
 def test_fewer_validation_images_than_processes_are_refused(three: Processes) -> None:
     options = {"method": "VICReg", "source": "blobs_7_2", "batch": 24}
     for message in three.run(_refusal, options):

@@ -1,12 +1,12 @@
 """Batch norm over processes is that of one process with all rows, in timm's networks too."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import timm
 import torch
-from helpers.gloo_processes import Processes, start_processes
+from helpers.gloo_processes import Processes
 from timm.layers import BatchNormAct2d, SplitBatchNorm2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
@@ -16,8 +16,8 @@ from duality_ssl.networks.batch_norm import SyncBatchNorm, synchronize_batch_nor
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    yield from start_processes(2, tmp_path_factory.mktemp("two"))
+def two(gloo_processes: Callable[[int], Processes]) -> Processes:
+    return gloo_processes(2)
 
 
 def _batch_norm(norm: nn.Module, shape: tuple[int, ...]) -> dict[str, Tensor]:
@@ -64,7 +64,6 @@ TIMMS_NORMS = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "shape"), [*NORMS, *TIMMS_NORMS])
 def test_batch_norm_is_that_of_all_rows(
     two: Processes, norm: nn.Module, shape: tuple[int, ...]
@@ -101,7 +100,6 @@ def _assert_network_is_that_of_all_rows(name: str) -> None:
     torch.testing.assert_close(evaluated, one.eval()(images), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
