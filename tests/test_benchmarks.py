@@ -1,4 +1,4 @@
-"""The benchmarks run, their harness measures what it says, and the page says what was measured."""
+"""The benchmarks run, their harness measures what it claims, and the page shows their figures."""
 
 import importlib
 import json
@@ -46,6 +46,7 @@ def render(load: Callable[[str], ModuleType]) -> ModuleType:
 # The scripts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_smoke_run(script: str, tmp_path: Path, render: ModuleType) -> None:
     words = [sys.executable, str(FOLDER / f"{script}.py"), "--smoke", "--out", str(tmp_path)]
@@ -57,6 +58,12 @@ def test_smoke_run(script: str, tmp_path: Path, render: ModuleType) -> None:
         assert rows
         assert all({"what", "processor", "threads", "versions"} <= row.keys() for row in rows)
         assert render.table(name, rows) in done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script_is_imported(script: str, load: Callable[[str], ModuleType]) -> None:
+    """A renamed import is noticed without the smoke runs, which are slow."""
+    assert load(script).__doc__
 
 
 def test_make_runs_every_script() -> None:

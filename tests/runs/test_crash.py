@@ -1,7 +1,6 @@
-"""The command killed by SIGKILL, at random and at the worst moments, ends as one nobody killed.
+"""A run killed by SIGKILL and resumed ends with the results of an uninterrupted run.
 
-The number of random kills is that of ``DUALITY_SSL_KILLS`` for each number of workers; `make
-test-slow` asks for many.
+``DUALITY_SSL_KILLS`` is the number of random kills for each number of workers.
 """
 
 import os
@@ -46,14 +45,14 @@ CONFIG: dict[str, Any] = {
 
 
 def words(folder: Path, *more: str) -> list[str]:
-    """The command that starts the run, and goes on with it."""
+    """The command that starts the run and resumes it."""
     config = folder / "run.yaml"
     config.write_text(yaml.safe_dump(CONFIG))
     return ["fit", "-c", str(config), *more, "--ckpt_path", "last"]
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """What a run leaves behind."""
+    """What a run writes."""
     return {
         "checkpoint": torch.load(folder / RUN / "checkpoints/last.ckpt", weights_only=True),
         "metrics.csv": (folder / RUN / "metrics.csv").read_text(),
@@ -63,7 +62,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Results of the run that nobody kills, and how long its process takes."""
+    """Results of the uninterrupted run, and how long its process takes."""
     folder = tmp_path_factory.mktemp("whole")
     end(start(folder, ["--help"]))  # the server is up
     began = time.monotonic()
@@ -93,7 +92,7 @@ def test_random_kills(workers: int, whole: dict[str, Any], tmp_path: Path) -> No
         code = -signal.SIGKILL
         while code:
             process = start(folder, words(folder, "--data.num_workers", str(workers)))
-            # any moment of the process's life, starting up and ending included
+            # any moment of the process, start and end included
             seconds = draw.uniform(0, whole["seconds"]) if killed < KILLS else None
             code = end(process, seconds)
             assert code in (0, -signal.SIGKILL), log(folder)
@@ -123,7 +122,6 @@ AIMED = {
 }
 
 
-@pytest.mark.slow
 def test_aimed_kills(whole: dict[str, Any], tmp_path: Path) -> None:
     """One run dies at each of these in turn."""
     for name, kill in AIMED.items():
