@@ -1,3 +1,4 @@
+import atexit
 import gc
 import os
 from collections.abc import Callable, Iterator
@@ -35,12 +36,8 @@ def gloo_processes() -> Iterator[Callable[[int], Processes]]:
 
 def pytest_collection_finish() -> None:
     """Leave modules and collected tests out of garbage collections: each takes 0.3 s with them."""
-    gc.collect()
     gc.freeze()
-
-
-def pytest_unconfigure() -> None:
-    gc.unfreeze()  # a library prints what is not collected at exit
+    atexit.register(gc.unfreeze)  # nanobind prints what is not collected at exit
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

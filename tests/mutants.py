@@ -24,9 +24,16 @@ PACKAGE = ROOT / "src" / "duality_ssl"
 REQUIRED = 0.95
 TIMEOUT = 120  # seconds for the tests of one mutant; a mutant that hangs is noticed too
 
+# without plugins, whose modules pytest would compile for each mutant, but that of an ini option
+OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-p", "pytest_timeout")
+
 # what takes longer to import than most mutants take to be noticed is imported once
 _PROCESSES = multiprocessing.get_context("forkserver")
-_HEAVY = ["pytest", "torch", "torchvision.transforms.v2", "lightning.pytorch.cli", "torchmetrics"]
+_HEAVY = [
+    *("hypothesis", "lightning.pytorch.cli", "numpy.testing", "pytest", "pytest_timeout"),
+    *("sklearn.datasets", "sklearn.linear_model", "tensorboard", "timm", "torch", "torchmetrics"),
+    *("torchmetrics.classification", "torchvision.transforms.v2", "yaml"),
+]
 
 
 class Mutant(NamedTuple):
@@ -83,12 +90,12 @@ def _run_tests(folder: str, tests: tuple[str, ...]) -> None:
     for stream in range(3):
         os.dup2(silence, stream)
     os.environ |= {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     sys.dont_write_bytecode = True
     sys.path[:0] = [folder, str(ROOT / "tests")]
     import pytest
 
-    options = ("-x", "-q", "-p", "no:cacheprovider", f"--basetemp={folder}/pytest")
-    os._exit(pytest.main([*options, *tests]))
+    os._exit(pytest.main([*OPTIONS, f"--basetemp={folder}/pytest", *tests]))
 
 
 def main() -> None:
