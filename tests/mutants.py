@@ -1,8 +1,8 @@
-"""Breaks the package in small ways, one at a time: the tests of the broken module must notice.
+"""Break the package in small ways, one at a time; the tests of the broken module must notice.
 
 ``python tests/mutants.py`` applies each mutation of ``mutants.toml`` to a copy of ``src/`` and runs
-the module's tests against the copy until one fails. Survivors are printed, and the score; below
-95 % the exit code is 1. Before its mutations a module's tests must pass on a copy that is whole.
+the module's tests against the copy until one fails. It prints the survivors and the score; below
+95 % the exit code is 1. The module's tests must first pass on a copy without a mutation.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "duality_ssl"
 REQUIRED = 0.95
-TIMEOUT = 120  # seconds for the tests of one mutant; a mutant that hangs is noticed too
+TIMEOUT = 120  # seconds for the tests of one mutant; a mutant that hangs counts as noticed
 
-# without plugins, whose modules pytest would compile for each mutant, but that of an ini option
+# plugins are not loaded, since pytest compiles their modules each time; `timeout` is an ini option
 OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-p", "pytest_timeout")
 
-# what takes longer to import than most mutants take to be noticed is imported once
+# imported once: each takes longer than the tests of most mutants
 _PROCESSES = multiprocessing.get_context("forkserver")
 _HEAVY = [
     *("hypothesis", "lightning.pytorch.cli", "numpy.testing", "pytest", "pytest_timeout"),
@@ -51,8 +51,8 @@ class Mutant(NamedTuple):
         text = (PACKAGE / self.file).read_text(encoding="utf-8")
         if (count := text.count(self.original)) != 1:
             raise ValueError(
-                f"Expected {self.original!r} once in src/duality_ssl/{self.file}, but it is there "
-                f"{count} times: mend tests/mutants.toml."
+                f"Expected {self.original!r} once in src/duality_ssl/{self.file}, but it occurs "
+                f"{count} times: change tests/mutants.toml."
             )
         return text.replace(self.original, self.mutated)
 
@@ -99,7 +99,7 @@ def _run_tests(folder: str, tests: tuple[str, ...]) -> None:
 
 
 def main() -> None:
-    """Run them, and say which survive."""
+    """Try all mutants and report the survivors."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("-j", type=int, default=os.cpu_count(), help="mutants at a time")
     parser.add_argument("--only", default="", help="files whose name has this in it")

@@ -49,7 +49,7 @@ def names(tree: list[ast.AST]) -> set[str]:
 def test_runs_in_a_fresh_kernel(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))  # nobody's start-up files
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))  # no start-up files
     work = tmp_path / "work"
     work.mkdir()
     client = NotebookClient(

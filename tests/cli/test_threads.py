@@ -1,4 +1,4 @@
-"""How the threads of the command wait for work is said before torch is loaded, or by the user."""
+"""The command limits how long idle threads spin, before torch is loaded, unless the user did."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 @pytest.fixture(autouse=True)
 def unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment that says nothing of it, before and after."""
+    """An environment that does not set it, before and after."""
     for name in WAITING:
         monkeypatch.setenv(name, "")  # so that it is put back at the end
         monkeypatch.delenv(name)
@@ -29,7 +29,7 @@ def unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
         ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
     ],
-    ids=["nothing said", "the count", "the policy"],
+    ids=["not set", "the count", "the policy"],
 )
 def test_threads_wait_as_the_user_says_or_for_a_short_while(
     said: dict[str, str], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
@@ -40,14 +40,14 @@ def test_threads_wait_as_the_user_says_or_for_a_short_while(
     assert {name: os.environ[name] for name in WAITING if name in os.environ} == expected
 
 
-def test_it_is_said_before_the_command_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_set_before_the_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr("duality_ssl.cli.main", lambda: seen.append(os.environ["GOMP_SPINCOUNT"]))
     main()
     assert seen == ["1000"]
 
 
-def test_it_is_said_before_torch_is_loaded() -> None:
+def test_it_is_set_before_torch_is_loaded() -> None:
     code = "import sys, duality_ssl.__main__; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

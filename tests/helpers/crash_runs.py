@@ -1,4 +1,4 @@
-"""Processes that run the command and are killed, forked by one that has imported all of it."""
+"""Processes that run the command and kill themselves at a chosen moment."""
 
 import importlib
 import io
@@ -16,7 +16,7 @@ from helpers.forkserver import CONTEXT
 
 
 class Kill(NamedTuple):
-    """Where a process kills itself, with the signal that leaves it no time for anything."""
+    """Where a process sends itself SIGKILL."""
 
     function: str
     """Dotted path of a module's function, or of a method of a class in it."""
@@ -27,14 +27,14 @@ class Kill(NamedTuple):
 
 
 def start(folder: Path, words: list[str], kill: Kill | None = None) -> BaseProcess:
-    """Run ``duality-ssl`` with these words in a folder, in a process of its own."""
+    """Run ``duality-ssl`` with these arguments in a folder, in a new process."""
     process = CONTEXT.Process(target=_run, args=(folder, words, kill))
     process.start()
     return process
 
 
 def end(process: BaseProcess, seconds: float | None = None) -> int:
-    """Wait for the end of a process; kill it where it takes longer. Returns its exit code."""
+    """Wait for a process, kill it after so many seconds, and return its exit code."""
     process.join(300 if seconds is None else seconds)
     if process.is_alive():
         process.kill()
@@ -47,7 +47,7 @@ def end(process: BaseProcess, seconds: float | None = None) -> int:
 def _run(folder: Path, words: list[str], kill: Kill | None) -> None:
     from duality_ssl.cli import main
 
-    # as in an interpreter of its own: forked workers notice the death of the one that forked them
+    # as in a fresh interpreter: forked loader workers notice the death of their parent
     multiprocessing.set_start_method("fork", force=True)
     os.chdir(folder)
     log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -1,4 +1,4 @@
-"""Processes over gloo that stay, for tests of what they compute together."""
+"""Standing gloo processes, for tests of what they compute together."""
 
 import os
 import tempfile

@@ -1,4 +1,4 @@
-"""A whole fit of several gloo processes is that of one: weights, probes, metrics."""
+"""A fit of several gloo processes equals that of one process: weights, probes, metrics."""
 
 import copy
 import re
@@ -67,7 +67,7 @@ for classes, val in SETS:
 
 
 class Result(NamedTuple):
-    """What a fit leaves."""
+    """Results of a fit."""
 
     before: dict[str, Tensor]
     weights: dict[str, Tensor]

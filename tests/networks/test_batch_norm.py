@@ -1,4 +1,4 @@
-"""Batch norm over processes is that of one process with all rows, in timm's networks too."""
+"""Batch norm over processes equals that of one process with all rows, also in timm's networks."""
 
 import copy
 from collections.abc import Callable
