@@ -1,4 +1,4 @@
-"""What the suite itself would notice: a warning that no test expects, a test that is skipped."""
+"""The suite notices unexpected warnings and skipped tests; standing processes survive an error."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -7,7 +7,9 @@ from pathlib import Path
 import conftest
 import pytest
 import torch
+from helpers.gloo_processes import Processes
 
+from duality_ssl import distributed
 from duality_ssl.evaluation import evaluate
 from duality_ssl.runs.folder import newest_checkpoint
 
@@ -53,3 +55,17 @@ def test_skipped_test_fails_the_suite_in_ci(
         monkeypatch.setenv("DUALITY_SSL_NO_SKIPS", "1")
     pytester.makepyfile("import pytest\ndef test_one(): pytest.skip()\ndef test_two(): pass")
     assert pytester.runpytest_inprocess(plugins=[conftest]).ret == code
+
+
+def _fail_on_the_second() -> int:
+    if distributed.rank() == 1:
+        raise ArithmeticError("on one process alone")
+    return distributed.world_size()
+
+
+def test_processes_start_again_after_an_error() -> None:
+    group = Processes(2)
+    with pytest.raises(ArithmeticError, match="on one process alone"):
+        group.run(_fail_on_the_second)
+    assert group.run(distributed.world_size) == [2, 2]
+    group.end()
