@@ -26,10 +26,13 @@ def _seed_of_no_other_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def gloo_processes() -> Iterator[Callable[[int], Processes]]:
+def gloo_processes(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[int], Processes]]:
     """Process groups by their world size; each is started once and stays for the session."""
     groups: dict[int, Processes] = {}
-    yield lambda world: groups.setdefault(world, Processes(world))
+    folder = tmp_path_factory.mktemp("gloo")
+    yield lambda world: groups.setdefault(world, Processes(world, folder))
     for group in groups.values():
         group.end()
 

@@ -1,12 +1,12 @@
 """Gloo processes that hold different rows of a batch must be one process that holds all of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.gloo_processes import Processes
+from helpers.gloo_processes import Processes, start_processes
 from test_criteria import VARIANTS, build
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -22,13 +22,15 @@ PIECES = _products._CACHED, _logsumexp._KEPT
 
 
 @pytest.fixture(scope="module", params=WORLDS, ids=lambda world: f"W{world}")
-def worlds(request: pytest.FixtureRequest, gloo_processes: Callable[[int], Processes]) -> Processes:
-    return gloo_processes(request.param)
+def worlds(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Processes]:
+    yield from start_processes(request.param, tmp_path_factory.mktemp("group"))
 
 
 @pytest.fixture(scope="module")
-def processes(gloo_processes: Callable[[int], Processes]) -> Processes:
-    return gloo_processes(2)
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    yield from start_processes(2, tmp_path_factory.mktemp("group"))
 
 
 def global_batch(

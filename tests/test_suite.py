@@ -63,8 +63,8 @@ def _fail_on_the_second() -> int:
     return distributed.world_size()
 
 
-def test_processes_start_again_after_an_error() -> None:
-    group = Processes(2)
+def test_processes_start_again_after_an_error(tmp_path: Path) -> None:
+    group = Processes(2, tmp_path)
     with pytest.raises(ArithmeticError, match="on one process alone"):
         group.run(_fail_on_the_second)
     assert group.run(distributed.world_size) == [2, 2]

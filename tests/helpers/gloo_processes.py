@@ -1,8 +1,8 @@
 """Standing gloo processes, for tests of what they compute together."""
 
 import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,13 @@ class Processes:
 
     Args:
         world: Number of processes.
+        folder: Where they meet.
     """
 
-    def __init__(self, world: int) -> None:
-        self.world = world
+    def __init__(self, world: int, folder: Path) -> None:
+        self.world, self.folder = world, folder
         self._pool: Pool | None = None
+        self._starts = count()
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Call one function on all processes and return the results by rank.
@@ -60,8 +62,15 @@ class Processes:
         ranks = CONTEXT.SimpleQueue()
         for rank in range(self.world):
             ranks.put(rank)
-        address = Path(tempfile.mkdtemp(), "rendezvous").as_uri()
+        address = (self.folder / f"rendezvous-{self.world}-{next(self._starts)}").as_uri()
         return CONTEXT.Pool(self.world, _join, (address, ranks, self.world))
+
+
+def start_processes(world: int, folder: Path) -> Iterator[Processes]:
+    """Processes of one module whose functions change their state; else use ``gloo_processes``."""
+    group = Processes(world, folder)
+    yield group
+    group.end()
 
 
 def trainer_options() -> dict[str, Any]:
