@@ -19,10 +19,10 @@ demo: .venv/installed  ## pretrain VICReg on the embedded digits, evaluate it, s
 	@echo "Curves, the views and the probe:  .venv/bin/tensorboard --logdir runs"
 	@echo "Another criterion, all else equal:  make fit ARGS='-c configs/data/digits.yaml --model SimCLR'"
 
-test: .venv/developed  ## run the tests not marked slow, in minutes (ARGS=... goes to pytest, which by itself runs all)
+test: .venv/developed  ## run all tests but those marked slow; plain pytest runs both (ARGS=... goes to pytest)
 	pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
-test-slow: .venv/developed  ## run the tests marked slow: real launchers, KILLS=25 random kills, benchmarks, notebooks
+test-slow: .venv/developed  ## run the tests marked slow: launchers, lost processes, KILLS=25 random kills, benchmarks, notebooks
 	DUALITY_SSL_KILLS=$(or $(KILLS),25) pytest -n 2 --dist loadfile -m slow $(ARGS)
 
 mutants: .venv/developed  ## break the code in small ways, one at a time: tests must notice 95 %
