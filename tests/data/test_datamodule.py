@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from duality_ssl.data.transforms import normalize
 from helpers.image_files import write_cifar10, write_folder, write_image, write_stl10
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -27,7 +28,6 @@ from duality_ssl.data.datamodule import draw_subset
 from duality_ssl.data.loader import BatchLoader
 from duality_ssl.data.sampler import EvalBatches, TrainBatches, derive_seed
 from duality_ssl.data.sources import _SOURCES
-from duality_ssl.data.transforms import normalize
 
 
 class Recorder(LightningModule):

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from duality_ssl.data.file_images import FolderDataset
 from helpers.image_files import write_folder, write_image
 from PIL import Image
 from torchvision import transforms as tv
 
 from duality_ssl.data import SSLDataModule, View, create_source
 from duality_ssl.data.decode import Box, _reduce, centre_box, read_crops
-from duality_ssl.data.file_images import FolderDataset
 from duality_ssl.data.loader import Batch
 from duality_ssl.data.sampler import BatchRequest
 
