@@ -119,7 +119,7 @@ class SSLDataModule(LightningDataModule):
         if labels != "auto" and not folders:
             raise ValueError(
                 f"Expected `data.labels` to be auto with the source `{source}`, but got "
-                f"{labels!r}: it decides how folders of images are read."
+                f"{labels!r}: it says how folders of images are read."
             )
         self.channels = self._pretrain.channels
         self.image_size = self._pretrain.image_size if image_size is None else image_size

@@ -122,7 +122,13 @@ def read_crops(
             f"Cannot read the image `{path}`: {_reason(error, path)}. Repair or remove it, or set "
             "`data.on_bad_image` to skip."
         ) from None
-    return [_cut(image, Box(*(x / scale for x in box)), side, beyond) for box in boxes]
+    # a reduced image is a fraction of a pixel too long: at its end, which a turn may make its start
+    x = image.width - width / scale if orientation in (2, 3, 6, 7) else 0
+    y = image.height - height / scale if orientation in (3, 4, 7, 8) else 0
+    reduced = [
+        Box(b.left / scale + x, b.top / scale + y, b.width / scale, b.height / scale) for b in boxes
+    ]
+    return [_cut(image, box, side, beyond) for box in reduced]
 
 
 def _reason(error: Exception, path: Path) -> str:
