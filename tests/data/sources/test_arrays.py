@@ -118,6 +118,7 @@ def test_stl10(write: Callable[[str], Path], tmp_path: Path) -> None:
     pretrain, val = source.load("pretrain"), source.load("val")
     np.testing.assert_array_equal(pretrain.images, pixels(9, 3, 96, 96, seed=2))
     assert pretrain.labels.unique().tolist() == [-1]
+    np.testing.assert_array_equal(source.load("train").images, pixels(5, 3, 96, 96))
     np.testing.assert_array_equal(val.images, pixels(5, 3, 96, 96, seed=1))
     assert val.labels.tolist() == [0, 1, 2, 3, 4]
     assert not source.pretrain_is_train
