@@ -1,7 +1,6 @@
 """The data module: two augmented views for pretraining, plain images for everything else."""
 
 import time
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ from duality_ssl.data.datasets import (
 )
 from duality_ssl.data.loader import BatchLoader, outlive_signals
 from duality_ssl.data.sampler import EvalBatches, TrainBatches, draw_subset
-from duality_ssl.data.sources import Folder, ImageSource, Split, create_source
+from duality_ssl.data.sources import Folder, Split, create_source
 from duality_ssl.data.sources.base import Labels
 from duality_ssl.distributed import processes, world_size
 
@@ -107,20 +106,20 @@ class SSLDataModule(LightningDataModule):
         self.predict_split: Literal["train", "val"] = predict_split
         self.labels = labels
         self.seed = seed
-        self._pretrain = create_source(source, root, download=download, labels=labels, seed=seed)
-        self._probe: ImageSource = self._pretrain
+        options: dict[str, Any] = {"download": download, "labels": labels, "seed": seed}
+        self._pretrain = self._probe = create_source(source, root, **options)
         self._names_probe = probe_source is not None or probe_root is not None
         if self._names_probe:
-            of_probe = "auto" if labels == "none" else labels
-            self._probe = create_source(
-                probe_source or source, probe_root, download=download, labels=of_probe, seed=seed
-            )
-        folders = isinstance(self._pretrain, Folder) or isinstance(self._probe, Folder)
+            options["labels"] = "auto" if labels == "none" else labels
+            self._probe = create_source(probe_source or source, probe_root, **options)
+        folders = [each for each in (self._pretrain, self._probe) if isinstance(each, Folder)]
         if labels != "auto" and not folders:
             raise ValueError(
                 f"Expected `data.labels` to be auto with the source `{source}`, but got "
                 f"{labels!r}: it says how folders of images are read."
             )
+        self.mean, self.std = self._pretrain.mean, self._pretrain.std
+        """Mean and deviation of each channel, for values in [0, 1], to normalise with."""
         self.channels = self._pretrain.channels
         self.image_size = self._pretrain.image_size if image_size is None else image_size
         if self._probe.channels > self.channels:
@@ -128,19 +127,12 @@ class SSLDataModule(LightningDataModule):
                 f"Expected `data.probe_source` to be grey as `{source}` is, but `{probe_source}` "
                 "is RGB: a network for one channel cannot see it."
             )
+        self._augmentations = [
+            Augmentation(view, self.image_size, self.mean, self.std) for view in self.views
+        ]
         self.host_seconds = {"decode": 0.0, "augment": 0.0}
         """Time of the host for training batches so far: decoding files, and augmenting."""
-        self._cache: dict[tuple[bool, Split], Images] = {}
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Mean of each channel, for values in [0, 1], that images are normalised with."""
-        return self._pretrain.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Standard deviation of each channel, likewise."""
-        return self._pretrain.std
+        self._cache: dict[Split, Images] = {}
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -233,11 +225,6 @@ class SSLDataModule(LightningDataModule):
         self.host_seconds["decode"] += batch.decode_seconds
         return views, batch.labels
 
-    @cached_property
-    def _augmentations(self) -> tuple[Augmentation, ...]:
-        size, mean, std = self.image_size, self.mean, self.std
-        return tuple(Augmentation(view, size, mean, std) for view in self.views)
-
     def _converted(self, images: Tensor) -> Tensor:
         """In the precision of the network: Lightning has converted the bytes only."""
         if self.trainer is None:
@@ -263,21 +250,20 @@ class SSLDataModule(LightningDataModule):
         return not self.probe_is_pretrain and self.num_classes is not None
 
     def _pretrain_images(self) -> Images:
-        key: tuple[bool, Split] = (True, "pretrain")
-        if key not in self._cache:
+        if "pretrain" not in self._cache:
             images = self._pretrain.load("pretrain")
             if self.subset is not None:
                 images = images.subset(draw_subset(images.labels, self.subset, self.seed))
             # labels of other classes would be mistaken for the probe's
-            self._cache[key] = images if self.probe_is_pretrain else images.unlabelled()
-        return self._cache[key]
+            self._cache["pretrain"] = images if self.probe_is_pretrain else images.unlabelled()
+        return self._cache["pretrain"]
 
     def _probe_images(self, split: Literal["train", "val"]) -> Images:
         if split == "train" and not self._has_probe_set:
             return self._pretrain_images()  # with its subset
-        if (False, split) not in self._cache:
-            self._cache[False, split] = self._probe.load(split)
-        return self._cache[False, split]
+        if split not in self._cache:
+            self._cache[split] = self._probe.load(split)
+        return self._cache[split]
 
     def _eval_loader(self, split: Literal["train", "val"], seed: int | None = None) -> BatchLoader:
         images = self._probe_images(split)
