@@ -278,7 +278,7 @@ class SSLDataModule(LightningDataModule):
         dataset: Dataset[Any] = (
             FileDataset(images, self.image_size, self.views, self.seed, self.on_bad_image)
             if isinstance(images, FileImages)
-            else ArrayDataset(images)  # type: ignore[arg-type]
+            else ArrayDataset(images)
         )
         return BatchLoader(
             dataset,

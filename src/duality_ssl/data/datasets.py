@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -19,23 +19,6 @@ from duality_ssl.data.sampler import BatchRequest
 from duality_ssl.randomness import CROP, derive_seed
 
 _SUBSTITUTES = 16  # following images that are tried in place of one that cannot be read
-
-
-class Images(Protocol):
-    """A set of images with labels."""
-
-    @property
-    def labels(self) -> Tensor:
-        """Classes, long, shape ``(N,)``; -1 for no label."""
-
-    def __len__(self) -> int:
-        """Number of images."""
-
-    def subset(self, indices: Tensor) -> Self:
-        """Some of the images."""
-
-    def unlabelled(self) -> Self:
-        """The same images without their labels."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +92,9 @@ class FileImages:
     def unlabelled(self) -> "FileImages":
         """The same images without their labels."""
         return FileImages(self.root, self.paths, torch.full_like(self.labels, -1))
+
+
+Images = ArrayImages | FileImages
 
 
 class Batch(NamedTuple):

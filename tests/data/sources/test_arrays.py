@@ -21,7 +21,7 @@ from helpers.image_files import (
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
-from duality_ssl.data import create_source
+from duality_ssl.data import SSLDataModule, create_source
 from duality_ssl.data.sources import CIFAR100, FashionMNIST
 
 REAL_FASHION_MNIST = pytest.mark.skipif(
@@ -219,7 +219,7 @@ def test_download_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("torchvision.datasets.stl10.download_and_extract_archive", fetch)
     with pytest.raises(OSError, match=r"Cannot download STL10 to `.*new`: .*no route.*connection"):
-        create_source("stl10", tmp_path / "new", download=True).load("val")
+        SSLDataModule("stl10", tmp_path / "new", download=True).setup("fit")
 
 
 def test_fashion_mnist_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 from duality_ssl.data.augment.operation import change_drawn, upload
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # ITU-R 601-2 luma, as in torchvision
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # numbers of the operations in `order`
 
 
 def luma(images: Tensor) -> Tensor:
@@ -42,17 +41,13 @@ def color_jitter(
         hue: Shifts in turns, shape ``(N,)``; 0 is the identity.
         order: Permutations of (0 brightness, 1 contrast, 2 saturation, 3 hue), shape ``(N, 4)``.
     """
-    operations = (
-        (adjust_brightness, brightness),
-        (adjust_contrast, contrast),
-        (adjust_saturation, saturation),
-        (adjust_hue, hue),
-    )
+    adjust = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
+    values = (brightness, contrast, saturation, hue)
     drawn = torch.stack((brightness != 1, contrast != 1, saturation != 1, hue != 0), dim=1)
     # by sample, step and operation
     turns = (order.unsqueeze(2) == torch.arange(4)) & drawn.unsqueeze(1)
     for step, number in turns.any(dim=0).nonzero().tolist():
-        images = change_drawn(images, turns[:, step, number], *operations[number])
+        images = change_drawn(images, turns[:, step, number], adjust[number], values[number])
     return images
 
 
