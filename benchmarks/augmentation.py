@@ -18,13 +18,14 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from duality_ssl.data import Augmentation, Draws, View, color, transforms
-from duality_ssl.data.operations import chunk_size
+from duality_ssl.data import Augmentation, Draws, View
+from duality_ssl.data.augment import color, spatial
+from duality_ssl.data.augment.pipeline import chunk_size
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STRENGTHS = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
 VIEW = View(**STRENGTHS, jitter=0.8, gray=0.2, blur=0.5, sigma=(0.1, 2.0), solarize=0.2)
-KERNEL = 2 * transforms.blur_radius(VIEW.sigma[1], 224) + 1  # of the peers, as of our widest blur
+KERNEL = 2 * spatial.blur_radius(VIEW.sigma[1], 224) + 1  # of the peers, as of our widest blur
 # Side of the views, side of the images, number of images.
 SIZES = [(32, 32, 256), (224, 256, 32)]
 TINY = [(32, 32, 4), (48, 64, 2)]
@@ -143,7 +144,7 @@ def chain_of_torchvision(image: Tensor, draws: Draws, i: int, size: int) -> Tens
 def difference(images: Tensor, size: int) -> float:
     """Mean absolute difference of ours from torchvision's with the same parameters, in [0, 1]."""
     plain = Augmentation(VIEW, size, (0.0,) * 3, (1.0,) * 3)
-    draws = plain.draw(len(images), torch.Generator().manual_seed(1), tuple(images.shape[2:]))
+    draws = VIEW.draw(len(images), torch.Generator().manual_seed(1), tuple(images.shape[2:]))
     theirs = [chain_of_torchvision(image, draws, i, size) for i, image in enumerate(images)]
     return (plain.apply(images, draws) - torch.stack(theirs)).abs().mean().item()
 
@@ -170,35 +171,36 @@ def operations(size: int, images: Tensor, repeats: int) -> dict[str, Any]:
 
     Each runs through the batch in the chunks of the whole, over and over on the same values.
     """
-    n, cpu = len(images), torch.device("cpu")
+    n, size_of_images = len(images), (images.shape[2], images.shape[3])
     whole = Augmentation(VIEW, size, MEAN, STD)
     generator = torch.Generator().manual_seed(2)
-    d = whole.draw(n, generator, tuple(images.shape[2:]))
-    crop = transforms.ResizedCrop(d.boxes, size, d.flip, 1 / 255, cpu)
-    views = crop(images)
-    own, out = views.clone(), torch.empty_like(views)  # normalising again and again drifts
-    factors, none, one = (d.brightness, d.contrast, d.saturation), torch.zeros(n), torch.ones(n)
+    draws = VIEW.draw(n, generator, size_of_images)
+    views = spatial.resized_crop(images, draws.boxes, size, draws.flip).div_(255)
+    own = views.clone()  # normalising again and again drifts
     chunk = chunk_size(views[0].numel())
 
-    def through(run: Callable[[Tensor, int], object], x: Tensor = views) -> Callable[[], None]:
+    def through(run: Callable[[Tensor, Draws], object], x: Tensor = views) -> Callable[[], None]:
+        @torch.inference_mode()
         def all_chunks() -> None:
             for first in range(0, n, chunk):
-                run(x[first : first + chunk], first)
+                run(x[first : first + chunk], draws[first : first + chunk])
 
         return all_chunks
 
+    def jitter(x: Tensor, d: Draws, hue: bool) -> Tensor:
+        one = torch.ones(len(x))
+        factors = (one,) * 3 if hue else (d.brightness, d.contrast, d.saturation)
+        return color.color_jitter(x, *factors, d.hue if hue else one - 1, d.order)
+
     steps = {
-        "draw": lambda: whole.draw(n, generator, tuple(images.shape[2:])),
-        "prepare": lambda: whole.operations(d, cpu),
-        "crop, flip": through(crop, images),
-        "jitter without hue": through(color.ColorJitter(*factors, none, d.order, cpu)),
-        "hue": through(color.ColorJitter(one, one, one, d.hue, d.order, cpu)),
-        "grey": through(color.Grayscale(d.gray, cpu)),
-        "blur": through(transforms.GaussianBlur(d.sigma, whole.radius, cpu)),
-        "solarise": through(color.Solarize(d.solarize, cpu)),
-        "normalise": through(
-            lambda x, first: transforms.normalize(x, MEAN, STD, out[first : first + chunk]), own
-        ),
+        "draw": lambda: VIEW.draw(n, generator, size_of_images),
+        "crop, flip": through(lambda x, d: spatial.resized_crop(x, d.boxes, size, d.flip), images),
+        "jitter without hue": through(lambda x, d: jitter(x, d, hue=False)),
+        "hue": through(lambda x, d: jitter(x, d, hue=True)),
+        "grey": through(lambda x, d: color.grayscale(x, d.gray)),
+        "blur": through(lambda x, d: spatial.gaussian_blur(x, d.sigma, whole.radius)),
+        "solarise": through(lambda x, d: color.solarize(x, d.solarize)),
+        "normalise": through(lambda x, d: color.normalize(x, MEAN, STD), own),
         "whole": lambda: whole(images, generator),
     }
     times = alternate(steps, repeats)

@@ -1,6 +1,5 @@
-"""Start of the command, memory that the data takes, and what decoding at reduced scale saves."""
+"""Start of the command, and what decoding at reduced scale saves."""
 
-import gzip
 import os
 import statistics
 import subprocess
@@ -16,32 +15,12 @@ from measure import alternate, parser, save
 from PIL import Image
 
 from duality_ssl.data import View, create_source
+from duality_ssl.data.datasets import FileDataset
 from duality_ssl.data.decode import Box, centre_box
-from duality_ssl.data.file_images import FolderDataset
 from duality_ssl.data.sampler import BatchRequest
 
 Row = dict[str, Any]
 IMPORT = "import lightning.pytorch.cli"
-# Alone in a process: the peak of its memory over what it had after its imports and a small set.
-MEMORY = """
-import sys
-from duality_ssl.data import SSLDataModule
-
-def peak():
-    return next(int(x.split()[1]) for x in open("/proc/self/status") if x.startswith("VmHWM"))
-
-def fit(root, **options):
-    module = SSLDataModule("fashion_mnist", root, **options)
-    module.setup("fit")
-    batches = iter(module.train_dataloader())
-    module.on_after_batch_transfer(next(batches), 0)
-    return module, batches
-
-fit(sys.argv[1])
-before = peak()
-kept = fit(sys.argv[2], **eval(sys.argv[3]))
-print(1024 * (peak() - before))
-"""
 
 
 def python(*words: str) -> Callable[[], object]:
@@ -81,40 +60,6 @@ def _in_turn(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
     return {name: statistics.median(taken[name] for taken in rounds) for name in runs}
 
 
-SUBSETS = {"": "{}", ", half of them by `--data.subset`": "{'subset': 0.5}"}
-
-
-def memory(n: int) -> Iterator[Row]:
-    """The data of a fit on ``n`` images of 28 x 28 and a sixth of them to validate on."""
-    whole = n * 28 * 28
-    with tempfile.TemporaryDirectory() as folder:
-        for name, count in (("small", 600), ("large", n)):
-            _write_idx(Path(folder, name), count)
-        for what, options in list(SUBSETS.items())[: 1 if n < 1000 else None]:
-            words = ["-c", MEMORY, f"{folder}/small", f"{folder}/large", options]
-            done = subprocess.run(
-                [sys.executable, *words], capture_output=True, check=True, text=True
-            )
-            yield {
-                "what": f"data of a fit on {n:,} images of 28 x 28 from gzip, the peak{what}",
-                "bytes": int(done.stdout),
-                "against": "the training set as uint8",
-                "against_bytes": whole,
-                "ratio": int(done.stdout) / whole,
-            }
-
-
-def _write_idx(folder: Path, n: int) -> None:
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for prefix, count in (("train", n), ("t10k", n // 6)):
-        for kind, shape in (("images-idx3", (count, 28, 28)), ("labels-idx1", (count,))):
-            header = bytes([0, 0, 8, len(shape)]) + np.array(shape, dtype=">u4").tobytes()
-            content = header + rng.integers(0, 10, shape, dtype=np.uint8).tobytes()
-            path = folder / f"{prefix}-{kind}-ubyte.gz"
-            path.write_bytes(gzip.compress(content, compresslevel=1))
-
-
 def decoding(count: int, repeats: int) -> Iterator[Row]:
     """An image of a folder, two crops or the centre, beside a decode of the whole of it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -122,7 +67,7 @@ def decoding(count: int, repeats: int) -> Iterator[Row]:
             root = Path(folder, str(width))
             _write_jpegs(root, count, (width, height))
             for side in (224, 96):
-                data = FolderDataset(
+                data = FileDataset(
                     create_source("folder", root).load("train"), side, (View(), View()), 0, "error"
                 )
                 for kind, seed in (("two crops", 0), ("the centre", None)):
@@ -143,8 +88,8 @@ def decoding(count: int, repeats: int) -> Iterator[Row]:
                     }
 
 
-def _whole(data: FolderDataset, request: BatchRequest) -> torch.Tensor:
-    """What `FolderDataset` does, as torchvision's transforms of PIL images would do it."""
+def _whole(data: FileDataset, request: BatchRequest) -> torch.Tensor:
+    """What `FileDataset` does, as torchvision's transforms of PIL images would do it."""
     rows = []
     for index in request.indices.tolist():
         with Image.open(data.images.path(index)) as file:
@@ -189,7 +134,6 @@ def main() -> None:
     torch.set_num_threads(1)  # as in a worker
     rows = [
         *starts(1 if smoke else arguments.repeats, smoke),
-        *memory(600 if smoke else 60_000),
         *decoding(1 if smoke else 4, 1 if smoke else arguments.repeats),
     ]
     save("startup", rows, arguments.out)

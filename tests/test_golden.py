@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 
 from duality_ssl.cli import main
 from duality_ssl.data import ViewChanges, available_sources, create_source
-from duality_ssl.data.color import GRAY_WEIGHTS
+from duality_ssl.data.augment.color import GRAY_WEIGHTS
 from duality_ssl.evaluation import linear_top1
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -76,7 +76,7 @@ def test_the_table_of_the_sweep_is_that_of_its_rows(monkeypatch: pytest.MonkeyPa
 
 def test_the_sweep_holds_out_a_fifth_of_train(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    monkeypatch.setattr(sources, "_SOURCES", dict(sources._SOURCES))
+    monkeypatch.setattr(sources.base, "_SOURCES", dict(sources.base._SOURCES))
     importlib.import_module("vicreg_ctr").register_held_out_fifth()
     digits, of_train = create_source("digits").load("train"), create_source("digits_of_train")
     train, val = of_train.load("train"), of_train.load("val")

@@ -31,9 +31,9 @@ from duality_ssl.callbacks import (
 )
 from duality_ssl.cli import main
 from duality_ssl.data import SSLDataModule
+from duality_ssl.data.augment.color import normalize
 from duality_ssl.data.loader import Batch
 from duality_ssl.data.sources import ArrayImages, Digits, ImageSource, Split, register_source
-from duality_ssl.data.transforms import normalize
 from duality_ssl.distributed import rank
 from duality_ssl.runs.checkpoint import is_damaged
 

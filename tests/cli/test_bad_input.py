@@ -31,9 +31,8 @@ from duality_ssl.data import (
     register_source,
     sources,
 )
+from duality_ssl.data.datasets import Batch, FileDataset
 from duality_ssl.data.decode import centre_box, read_crops
-from duality_ssl.data.file_images import FolderDataset
-from duality_ssl.data.loader import Batch
 from duality_ssl.data.sampler import BatchRequest
 from duality_ssl.methods import JointEmbedding
 from duality_ssl.networks import backbones
@@ -512,18 +511,15 @@ SETS = {
     ),
     "corrupt set": case(
         f"fit --model VICReg {LIGHT} --data.source fashion_mnist --data.root images",
-        *("train-images-idx3-ubyte`", "Fetch the file again"),
-        scene=lambda: [
-            held(f"images/{name}", b"404 Not Found")()
-            for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
-        ],
+        *("train-images-idx3-ubyte.gz`", "Fetch the file again"),
+        scene=held("images/train-images-idx3-ubyte.gz", b"404 Not Found"),
     ),
     "labels of other images": case(
         f"fit --model VICReg {LIGHT} --data.source fashion_mnist --data.root .",
-        *("(3, 28, 28) and (4,)", "Fetch the files again"),
+        *("one label per image", "3 images and labels of shape (4,)"),
         scene=lambda: [
-            write_idx(Path("train-images-idx3-ubyte"), pixels(3, 28, 28)),
-            write_idx(Path("train-labels-idx1-ubyte"), pixels(4)),
+            write_idx(Path("train-images-idx3-ubyte.gz"), pixels(3, 28, 28)),
+            write_idx(Path("train-labels-idx1-ubyte.gz"), pixels(4)),
         ],
     ),
 }
@@ -832,7 +828,7 @@ CALLS = {
     "fewer labels than images": case(
         partial(ArrayImages, torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(3)),
         "(3,)",
-        "one label an image",
+        "one label per image",
     ),
     "source of a taken name": case(
         lambda: register_source("digits")(sources.CIFAR10), "'digits' is taken", "another one"
@@ -857,8 +853,8 @@ CALLS = {
     ),
     "source without its files": case(
         lambda: create_source("stl10", ".").load("train"),
-        "`.` is empty",
-        "train_X.bin, train_y.bin",
+        "`stl10_binary`",
+        "`data.download` to true",
     ),
 }
 
@@ -1047,7 +1043,7 @@ def test_uncommon_image_is_read(
 ) -> None:
     Path(os.fsdecode(name)).write_bytes(content)
     images = create_source("folder", ".").load("train")
-    data = FolderDataset(images, 16, (View(), View()), 0, "error")
+    data = FileDataset(images, 16, (View(), View()), 0, "error")
     for seed in (None, 1):
         batch = data[BatchRequest(np.array([0]), 0, seed)]
         assert isinstance(batch, Batch), batch

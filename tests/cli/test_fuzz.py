@@ -25,10 +25,8 @@ from PIL import Image
 from duality_ssl.cli.command import Command, main
 from duality_ssl.cli.config_files import check_configs
 from duality_ssl.data import View
+from duality_ssl.data.datasets import Batch, FileDataset, FileImages
 from duality_ssl.data.decode import BadImageError
-from duality_ssl.data.file_images import FileImages, FolderDataset
-from duality_ssl.data.formats import read_idx
-from duality_ssl.data.loader import Batch
 from duality_ssl.data.sampler import BatchRequest
 from duality_ssl.networks.projector import parse_projector
 
@@ -263,7 +261,7 @@ MAGIC = st.sampled_from([image[:12] for image in IMAGES])
 def test_image(content: bytes) -> None:
     Path("fuzz.img").write_bytes(content)
     images = FileImages(Path(), np.array([b"fuzz.img"]), torch.tensor([0]))
-    data = FolderDataset(images, 8, (View(), View()), 0, "error")
+    data = FileDataset(images, 8, (View(), View()), 0, "error")
     for number in (None, 1):
         batch = data[BatchRequest(np.array([0]), 0, number)]
         if isinstance(batch, BadImageError):
@@ -282,15 +280,4 @@ def test_image_that_is_whole_is_read(content: bytes) -> None:
     Path("whole.img").write_bytes(content)
     images = FileImages(Path(), np.array([b"whole.img"]), torch.tensor([0]))
     request = BatchRequest(np.array([0]), 0, None)
-    assert isinstance(FolderDataset(images, 8, (View(),), 0, "error")[request], Batch)
-
-
-IDX = b"\0\0\x08\x03" + np.array([2, 3, 4], dtype=">u4").tobytes() + bytes(range(24))
-
-
-@fuzz(200, content=altered([IDX]))
-def test_idx_file(content: bytes) -> None:
-    Path("fuzz").write_bytes(content)
-    if not refusal(read_idx, Path("fuzz"), names="`fuzz`"):
-        array = read_idx(Path("fuzz"))
-        assert array.nbytes == len(content) - 4 - 4 * array.ndim
+    assert isinstance(FileDataset(images, 8, (View(),), 0, "error")[request], Batch)

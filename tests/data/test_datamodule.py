@@ -1,4 +1,4 @@
-"""The data module: contracts of batches and loaders, determinism, sharding, resuming, errors."""
+"""The data module: contracts of batches and loaders, determinism, resuming, errors."""
 
 import itertools
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from PIL import Image
 from torch import Tensor
+from torchvision import datasets
 
 from duality_ssl.callbacks import OnlineKNN
 from duality_ssl.callbacks.views import view_grid
@@ -23,11 +24,9 @@ from duality_ssl.data import (
     ViewChanges,
     register_source,
 )
-from duality_ssl.data.datamodule import draw_subset
+from duality_ssl.data.augment.color import normalize
 from duality_ssl.data.loader import BatchLoader
-from duality_ssl.data.sampler import EvalBatches, TrainBatches, derive_seed
-from duality_ssl.data.sources import _SOURCES
-from duality_ssl.data.transforms import normalize
+from duality_ssl.data.sources import base
 
 
 class Recorder(LightningModule):
@@ -73,18 +72,6 @@ def fit(module: SSLDataModule, **arguments: object) -> Recorder:
     model = Recorder()
     trainer(**({"max_epochs": 1} | arguments)).fit(model, module)
     return model
-
-
-@pytest.fixture
-def pretend_processes(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """Make the data believe that it is in process ``rank`` of ``world``."""
-
-    def pretend(rank: int, world: int) -> None:
-        monkeypatch.setattr("duality_ssl.data.sampler.rank", lambda: rank)
-        monkeypatch.setattr("duality_ssl.data.sampler.world_size", lambda: world)
-        monkeypatch.setattr("duality_ssl.data.datamodule.world_size", lambda: world)
-
-    return pretend
 
 
 def test_digits_by_default() -> None:
@@ -164,18 +151,17 @@ def test_seed_changes_order_and_views() -> None:
     assert batches[0].seed == batches[1].seed != batches[2].seed
 
 
-@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
-    ("saved", "interrupted_at"),
+    ("saved", "interrupted_at", "limit", "workers"),
     [
-        pytest.param({"every_n_train_steps": 1}, 2, id="within epoch 0"),
-        pytest.param({"every_n_train_steps": 1}, 4, id="last step of epoch 0"),
-        pytest.param({"every_n_train_steps": 1}, 5, id="within epoch 1"),
-        pytest.param({"save_on_train_epoch_end": True}, 4, id="end of epoch 0"),
-        pytest.param({"save_on_train_epoch_end": False}, 4, id="validation of epoch 0"),
+        pytest.param({"every_n_train_steps": 1}, 2, 4, 0, id="within epoch 0"),
+        pytest.param({"every_n_train_steps": 1}, 4, 6, 0, id="last step of epoch 0, limited"),
+        pytest.param({"every_n_train_steps": 1}, 4, 4, 0, id="last step of epoch 0"),
+        pytest.param({"every_n_train_steps": 1}, 5, 6, 1, id="within epoch 1, limited, a worker"),
+        pytest.param({"save_on_train_epoch_end": True}, 4, 4, 0, id="end of epoch 0"),
+        pytest.param({"save_on_train_epoch_end": False}, 4, 6, 0, id="validation of epoch 0"),
     ],
 )
-@pytest.mark.parametrize("limit", [4, 6], ids=["all batches", "limited batches"])
 def test_resumed_run_repeats_the_interrupted_one(
     tmp_path: Path, saved: dict[str, object], interrupted_at: int, limit: int, workers: int
 ) -> None:
@@ -200,80 +186,6 @@ def test_resumed_run_repeats_the_interrupted_one(
         assert epoch1 == epoch2
         assert all(map(torch.equal, views1, views2))
     torch.testing.assert_close(resumed.weight, whole.weight, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(("n", "batch", "world"), [(103, 8, 3), (64, 8, 2), (48, 16, 3)])
-def test_processes_share_the_one_process_order(
-    n: int, batch: int, world: int, pretend_processes: Callable[[int, int], None]
-) -> None:
-    pretend_processes(0, 1)
-    single = [request.indices.tolist() for request in TrainBatches(range(n), batch * world, 3)]
-    shards, seeds = [], set()
-    for rank in range(world):
-        pretend_processes(rank, world)
-        requests = list(TrainBatches(range(n), batch, 3))
-        assert len(requests) == len(single) == n // (batch * world)
-        shards.append([request.indices.tolist() for request in requests])
-        seeds |= {request.seed for request in requests}
-    joined = [list(itertools.chain(*parts)) for parts in zip(*shards, strict=True)]
-    assert joined == single
-    assert len(seeds) == len(single)  # each process has its part of what is drawn for the batch
-
-
-def test_order_is_a_function_of_seed_and_epoch() -> None:
-    def order(seed: int, epoch: int) -> list[int]:
-        sampler = TrainBatches(range(50), 5, seed)
-        sampler.set_epoch(epoch)
-        return [i for request in sampler for i in request.indices.tolist()]
-
-    assert sorted(order(0, 0)) == list(range(50))
-    assert order(0, 1) == order(0, 1)
-    assert len({tuple(order(s, e)) for s in range(3) for e in range(3)}) == 9
-
-
-def test_every_batch_of_every_epoch_is_augmented_otherwise() -> None:
-    seeds = []
-    for seed, epoch in itertools.product(range(2), range(3)):
-        sampler = TrainBatches(range(50), 5, seed)
-        sampler.set_epoch(epoch)
-        seeds += [request.seed for request in sampler]
-    assert len(set(seeds)) == len(seeds) == 2 * 3 * 10
-
-
-@pytest.mark.parametrize(
-    ("n", "batch", "world"),
-    [(360, 256, 1), (17, 4, 2), (16, 8, 2), (9, 4, 4), (7, 1, 3), (5, 8, 4), (65, 32, 2)],
-)
-def test_evaluation_sees_every_sample_once(
-    n: int, batch: int, world: int, pretend_processes: Callable[[int, int], None]
-) -> None:
-    seen, lengths = [], []
-    for rank in range(world):
-        pretend_processes(rank, world)
-        sampler = EvalBatches(range(n), batch)
-        requests = list(sampler)
-        assert all(0 < len(r.indices) <= batch and r.seed is None for r in requests)
-        lengths.append(len(requests))
-        seen += [i for r in requests for i in r.indices.tolist()]
-    assert seen == list(range(n))  # in rank order they are the set
-    if batch > 1:
-        assert len(set(lengths)) == 1  # no process waits for another
-        assert lengths[0] == len(sampler)
-
-
-def test_probe_set_is_read_in_one_drawn_order(
-    pretend_processes: Callable[[int, int], None],
-) -> None:
-    def order(seed: int, rank: int, world: int, epoch: int = 0) -> list[int]:
-        pretend_processes(rank, world)
-        sampler = EvalBatches(range(101), 8, seed)
-        sampler.set_epoch(epoch)
-        return [i for request in sampler for i in request.indices.tolist()]
-
-    whole = order(3, 0, 1)
-    assert sorted(whole) == list(range(101)) != whole
-    assert order(3, 0, 2) + order(3, 1, 2) == whole == order(3, 0, 1, epoch=4)
-    assert order(4, 0, 1) != whole
 
 
 def test_probe_set_of_a_folder_is_not_read_class_by_class(tmp_path: Path) -> None:
@@ -354,9 +266,11 @@ def test_evaluation_of_arrays_is_a_plain_resize() -> None:
     assert torch.equal(labels, val.labels[: len(labels)])
 
 
-def test_pretraining_on_unlabelled_with_a_labelled_probe_set(tmp_path: Path) -> None:
+def test_pretraining_on_unlabelled_with_a_labelled_probe_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """STL-10: pretraining images have no labels, the probe's are of the same source."""
-    write_stl10(tmp_path, unlabelled=12, n=7)
+    monkeypatch.setattr(datasets, "STL10", write_stl10(tmp_path, unlabelled=12, n=7))
     module = SSLDataModule("stl10", tmp_path, batch_size=4)
     model = fit(module)
     assert not module.probe_is_pretrain
@@ -367,9 +281,9 @@ def test_pretraining_on_unlabelled_with_a_labelled_probe_set(tmp_path: Path) -> 
     assert [len(loader.dataset) for loader in module.test_dataloader()] == [7, 7]
 
 
-def test_probe_on_another_source(tmp_path: Path) -> None:
+def test_probe_on_another_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Grey probe images are seen as RGB; pretraining labels, of other classes, are hidden."""
-    write_cifar10(tmp_path)
+    monkeypatch.setattr(datasets, "CIFAR10", write_cifar10(tmp_path))
     module = SSLDataModule("cifar10", tmp_path, batch_size=4, probe_source="digits", subset=8)
     assert not module.probe_is_pretrain
     assert module.class_names == tuple("0123456789")
@@ -436,24 +350,6 @@ def test_subset(subset: float, count: int) -> None:
     assert len(module._pretrain_images()) == count
     assert len(module.test_dataloader()[0].dataset) == count  # the probe learns from it too
     assert len(module.test_dataloader()[1].dataset) == 360
-
-
-@pytest.mark.parametrize("count", [10, 37, 100])
-def test_subset_is_stratified_and_seeded(count: int) -> None:
-    labels = torch.cat([torch.full((size,), c) for c, size in enumerate((500, 300, 150, 50))])
-    labels = labels[torch.randperm(1000, generator=torch.Generator().manual_seed(0))]
-    chosen = draw_subset(labels, count, seed=0)
-    assert len(chosen.unique()) == count
-    shares = labels[chosen].bincount(minlength=4) - count * torch.tensor([0.5, 0.3, 0.15, 0.05])
-    assert shares.abs().max() < 1.01
-    assert torch.equal(chosen, draw_subset(labels, count, seed=0))
-    assert not torch.equal(chosen, draw_subset(labels, count, seed=1))
-
-
-def test_subset_without_labels_is_spread() -> None:
-    chosen = draw_subset(torch.full((10_000,), -1), 0.05, seed=0)
-    assert len(chosen.unique()) == 500
-    assert 4500 < chosen.float().mean() < 5500
 
 
 @pytest.mark.parametrize(
@@ -526,7 +422,7 @@ def test_a_batch_of_somebody_else_passes_through() -> None:
 
 
 def test_images_that_are_not_square(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("duality_ssl.data.sources._SOURCES", dict(_SOURCES))
+    monkeypatch.setattr(base, "_SOURCES", dict(base._SOURCES))
 
     @register_source("wide")
     class Wide(ImageSource):
@@ -550,9 +446,3 @@ def test_loader_state_of_another_epoch_is_ignored() -> None:
     assert len(list(loader)) == 4
     assert len(list(loader)) == 14
     assert CombinedLoader(loader)._state_dicts() == [{"epoch": 0, "batches": 14}]
-
-
-def test_derived_seeds_do_not_coincide() -> None:
-    parts = list(itertools.product(range(4), range(5), range(5), range(5)))
-    assert len({derive_seed(*each) for each in parts}) == len(parts)
-    assert derive_seed(1, 0, 2, 3, 4) == 7390547905406435470  # and stay what they are

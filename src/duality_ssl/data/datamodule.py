@@ -1,7 +1,6 @@
-"""The one data module: two augmented views for pretraining, plain images for the rest."""
+"""The data module: two augmented views for pretraining, plain images for everything else."""
 
 import time
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,71 +9,38 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from duality_ssl.data import transforms
-from duality_ssl.data.augment import Augmentation, View, ViewChanges
-from duality_ssl.data.file_images import FileImages, FolderDataset
-from duality_ssl.data.folder import Folder
-from duality_ssl.data.layout import Labels
-from duality_ssl.data.loader import ArrayDataset, Batch, BatchLoader, PlainBatch, outlive_signals
-from duality_ssl.data.sampler import EvalBatches, TrainBatches
-from duality_ssl.data.sources import Images, ImageSource, Split, create_source
+from duality_ssl.data.augment.color import normalize
+from duality_ssl.data.augment.pipeline import Augmentation
+from duality_ssl.data.augment.spatial import resized_crop
+from duality_ssl.data.augment.view import View, ViewChanges
+from duality_ssl.data.datasets import (
+    ArrayDataset,
+    Batch,
+    FileDataset,
+    FileImages,
+    Images,
+    PlainBatch,
+)
+from duality_ssl.data.loader import BatchLoader, outlive_signals
+from duality_ssl.data.sampler import EvalBatches, TrainBatches, draw_subset
+from duality_ssl.data.sources import Folder, Split, create_source
+from duality_ssl.data.sources.base import Labels
 from duality_ssl.distributed import processes, world_size
-from duality_ssl.randomness import SUBSET, derive_seed
 
 _DEFAULT_VIEW = View()
-_AS_THE_FIRST = ViewChanges()
-
-
-def draw_subset(labels: Tensor, subset: int | float, seed: int) -> Tensor:
-    """Choose some samples at random, each class in proportion as far as whole samples allow.
-
-    Args:
-        labels: Classes, shape ``(N,)``; all -1 draws without regard to classes.
-        subset: How many, or which fraction (a float in (0, 1]).
-        seed: The same seed draws the same samples.
-
-    Returns:
-        Sorted indices.
-
-    Raises:
-        ValueError: If there is nothing to draw, or less than asked for.
-    """
-    n = len(labels)
-    if isinstance(subset, bool) or not isinstance(subset, int | float):
-        raise ValueError(f"Expected `data.subset` to be a count or a fraction, but got {subset!r}.")
-    if isinstance(subset, float) and not 0 < subset <= 1:
-        raise ValueError(
-            f"Expected a fractional `data.subset` to be in (0, 1], but got {subset}: write a count "
-            "without a decimal point."
-        )
-    count = round(subset * n) if isinstance(subset, float) else subset
-    if not 1 <= count <= n:
-        raise ValueError(
-            f"Expected `data.subset` to be 1 to {n} images, or a fraction that is, but got "
-            f"{subset}."
-        )
-    generator = torch.Generator().manual_seed(derive_seed(SUBSET, seed))
-    order = torch.randperm(n, generator=generator)
-    # The r-th of a class with m samples gets the key (r + 1/2) / m: the smallest keys are spread
-    # over the classes in proportion.
-    by_class = labels[order].argsort(stable=True)
-    _, sizes = labels.unique(return_counts=True)
-    rank = torch.arange(n) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    keys = (rank + 0.5) / sizes.repeat_interleave(sizes)
-    return order[by_class][keys.argsort(stable=True)[:count]].sort().values
+_SAME = ViewChanges()
 
 
 class SSLDataModule(LightningDataModule):
-    """Images of a source for self-supervised pretraining and for probing what it learnt.
+    """Images of a source for self-supervised pretraining and for probing what was learnt.
 
     Training batches are, on the device, ``([view1, view2], labels)`` with views of shape
-    ``(B, C, S, S)``; all others ``([images], labels)`` without augmentation. A label is -1 where
-    there is none. All draws are functions of (seed, epoch, batch or sample): neither the number of
-    workers or processes nor an interruption changes a run.
+    ``(B, C, S, S)``; all others are ``([images], labels)`` without augmentation. A label is -1
+    where there is none. All draws are functions of (seed, epoch, batch or sample): neither the
+    number of workers or processes nor an interruption changes a run.
 
-    The probe's set is the pretraining set if that has labels, and the source's labelled images if
-    those are others (STL-10), unless ``probe_source`` names another. It is normalised as the
-    pretraining images are.
+    The probe's set is the pretraining set if that is labelled, or else the source's labelled images
+    (STL-10), unless ``probe_source`` names another. It is normalised as the pretraining images are.
 
     Args:
         source: Name of the image source: digits, fashion_mnist, cifar10, cifar100, stl10, folder,
@@ -85,17 +51,18 @@ class SSLDataModule(LightningDataModule):
         image_size: Side of the views in pixels; the source's own by default.
         num_workers: Processes that load; images in memory need none.
         subset: Count, or fraction as a float, of the pretraining set to use, drawn by the seed and
-            evenly over its classes.
+            in proportion over its classes.
         probe_source: Name of the source of the probe's images, if another.
         probe_root: Folder of the probe's files.
-        view1: How the first view is drawn.
-        view2: What the second view has otherwise than the first; nothing by default.
+        view1: Distributions of the first view.
+        view2: Differences of the second view from the first; none by default.
         on_bad_image: What to do about a file that cannot be read: "error" stops and names it,
-            "skip" takes another in training, leaves it out in evaluation, and counts.
-        predict_split: Which of the probe's splits `predict` goes through.
-        labels: Whether the folders of image files are classes: "auto" goes by their layout (see
+            "skip" takes another one in training, leaves it out in evaluation, and counts.
+        predict_split: The split of the probe's set that `predict` uses.
+        labels: Whether the folders of image files are classes: "auto" decides by their layout (see
             `Folder`), "folder" takes the first folder of each path as its class, "none" takes all
-            images without labels. A probe's set of its own always has labels.
+            images without labels. A probe set of its own always has labels.
+        download: Whether to download missing files of CIFAR, STL-10 or Fashion-MNIST to ``root``.
         seed: Seed of order, subset, held-out images and augmentation, 0 or more.
 
     Raises:
@@ -114,10 +81,11 @@ class SSLDataModule(LightningDataModule):
         probe_source: str | None = None,
         probe_root: Path | str | None = None,
         view1: View = _DEFAULT_VIEW,
-        view2: ViewChanges = _AS_THE_FIRST,
+        view2: ViewChanges = _SAME,
         on_bad_image: Literal["error", "skip"] = "error",
         predict_split: Literal["train", "val"] = "val",
         labels: Labels = "auto",
+        download: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -138,12 +106,20 @@ class SSLDataModule(LightningDataModule):
         self.predict_split: Literal["train", "val"] = predict_split
         self.labels = labels
         self.seed = seed
-        self._pretrain = create_source(source, root)
-        self._probe: ImageSource = self._pretrain
+        options: dict[str, Any] = {"download": download, "labels": labels, "seed": seed}
+        self._pretrain = self._probe = create_source(source, root, **options)
         self._names_probe = probe_source is not None or probe_root is not None
         if self._names_probe:
-            self._probe = create_source(probe_source or source, probe_root)
-        self._set_up_folders()
+            options["labels"] = "auto" if labels == "none" else labels
+            self._probe = create_source(probe_source or source, probe_root, **options)
+        folders = [each for each in (self._pretrain, self._probe) if isinstance(each, Folder)]
+        if labels != "auto" and not folders:
+            raise ValueError(
+                f"Expected `data.labels` to be auto with the source `{source}`, but got "
+                f"{labels!r}: it says how folders of images are read."
+            )
+        self.mean, self.std = self._pretrain.mean, self._pretrain.std
+        """Mean and deviation of each channel, for values in [0, 1], to normalise with."""
         self.channels = self._pretrain.channels
         self.image_size = self._pretrain.image_size if image_size is None else image_size
         if self._probe.channels > self.channels:
@@ -151,32 +127,12 @@ class SSLDataModule(LightningDataModule):
                 f"Expected `data.probe_source` to be grey as `{source}` is, but `{probe_source}` "
                 "is RGB: a network for one channel cannot see it."
             )
+        self._augmentations = [
+            Augmentation(view, self.image_size, self.mean, self.std) for view in self.views
+        ]
         self.host_seconds = {"decode": 0.0, "augment": 0.0}
-        """Spent on training batches so far: files read and decoded, and augmenting by the host."""
-        self._cache: dict[tuple[bool, Split], Images] = {}
-
-    def _set_up_folders(self) -> None:
-        """Tell the sources that read folders what the seed is, and whether folders are classes."""
-        folders = [s for s in (self._pretrain, self._probe) if isinstance(s, Folder)]
-        if self.labels != "auto" and not folders:
-            raise ValueError(
-                f"Expected `data.labels` to be auto with the source `{self.source}`, but got "
-                f"{self.labels!r}: it says how folders of images are read."
-            )
-        for folder in folders:
-            folder.seed = self.seed
-            if self.labels == "folder" or (self.labels == "none" and folder is self._pretrain):
-                folder.labels = self.labels
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Mean of each channel that images are normalised with, for values in [0, 1]."""
-        return self._pretrain.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Standard deviation of each channel that images are normalised with, likewise."""
-        return self._pretrain.std
+        """Time of the host for training batches so far: decoding files, and augmenting."""
+        self._cache: dict[Split, Images] = {}
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -195,7 +151,7 @@ class SSLDataModule(LightningDataModule):
         return self._probe is self._pretrain and self._pretrain.pretrain_is_train
 
     def setup(self, stage: str | None = None) -> None:
-        """Read (or list) what the stage needs, so that a missing file is found before a model."""
+        """Read (or list) the images of the stage, so that missing files are found at once."""
         if self._names_probe and self.num_classes is None:
             named = self._probe.root or self._probe
             raise ValueError(
@@ -227,7 +183,7 @@ class SSLDataModule(LightningDataModule):
             )
 
     def train_dataloader(self) -> BatchLoader:
-        """Batches of the pretraining set for two views; the last, smaller one is left out."""
+        """Batches of the pretraining set for two views; a smaller last batch is dropped."""
         self.check_batch(world_size())
         images = self._pretrain_images()
         overfit = bool(getattr(self.trainer, "overfit_batches", 0))
@@ -235,9 +191,9 @@ class SSLDataModule(LightningDataModule):
         return self._loader(images, sampler)
 
     def val_dataloader(self) -> list[BatchLoader]:
-        """The validation set; before it the probe's training set if pretraining uses another.
+        """The validation set; before it the probe's training set if pretraining uses another one.
 
-        The probe learns from its set here, which is therefore in an order drawn by the seed.
+        The probe learns from that set here, in an order drawn by the seed.
         """
         probe = [self._eval_loader("train", self.seed)] if self._has_probe_set else []
         return [*probe, self._eval_loader("val")]
@@ -247,7 +203,7 @@ class SSLDataModule(LightningDataModule):
         return [self._eval_loader("train"), self._eval_loader("val")]
 
     def predict_dataloader(self) -> BatchLoader:
-        """The probe's split that ``predict_split`` names, not augmented."""
+        """The split of the probe's set that ``predict_split`` names, not augmented."""
         return self._eval_loader(self.predict_split)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -269,13 +225,8 @@ class SSLDataModule(LightningDataModule):
         self.host_seconds["decode"] += batch.decode_seconds
         return views, batch.labels
 
-    @cached_property
-    def _augmentations(self) -> tuple[Augmentation, ...]:
-        size, mean, std = self.image_size, self.mean, self.std
-        return tuple(Augmentation(view, size, mean, std) for view in self.views)
-
     def _converted(self, images: Tensor) -> Tensor:
-        """In the precision of a network that is not float32: Lightning has converted bytes only."""
+        """In the precision of the network: Lightning has converted the bytes only."""
         if self.trainer is None:
             return images
         converted: Tensor = self.trainer.precision_plugin.convert_input(images)
@@ -283,15 +234,15 @@ class SSLDataModule(LightningDataModule):
 
     @torch.no_grad()
     def _plain(self, images: Tensor) -> Tensor:
-        """Normalised; resized to a square of the views' size, grey as RGB, where need be."""
+        """Normalised; resized to a square of the views' size, grey as RGB where needed."""
         height, width = images.shape[2:]
         images = images.float().div_(255)
         if (height, width) != (self.image_size, self.image_size):
             whole = torch.tensor([[0, 0, height, width]])
-            images = transforms.resized_crop(images, whole.expand(len(images), 4), self.image_size)
+            images = resized_crop(images, whole.expand(len(images), 4), self.image_size)
         if images.shape[1] < self.channels:
             images = images.repeat(1, self.channels, 1, 1)
-        return transforms.normalize(images, self.mean, self.std)
+        return normalize(images, self.mean, self.std)
 
     @property
     def _has_probe_set(self) -> bool:
@@ -299,36 +250,35 @@ class SSLDataModule(LightningDataModule):
         return not self.probe_is_pretrain and self.num_classes is not None
 
     def _pretrain_images(self) -> Images:
-        key: tuple[bool, Split] = (True, "pretrain")
-        if key not in self._cache:
+        if "pretrain" not in self._cache:
             images = self._pretrain.load("pretrain")
             if self.subset is not None:
                 images = images.subset(draw_subset(images.labels, self.subset, self.seed))
-            # Labels of other classes than the probe's would only be mistaken for them.
-            self._cache[key] = images if self.probe_is_pretrain else images.unlabelled()
-        return self._cache[key]
+            # labels of other classes would be mistaken for the probe's
+            self._cache["pretrain"] = images if self.probe_is_pretrain else images.unlabelled()
+        return self._cache["pretrain"]
 
     def _probe_images(self, split: Literal["train", "val"]) -> Images:
         if split == "train" and not self._has_probe_set:
-            return self._pretrain_images()  # with its subset: the probe knows no other labels
-        if (False, split) not in self._cache:
-            self._cache[False, split] = self._probe.load(split)
-        return self._cache[False, split]
+            return self._pretrain_images()  # with its subset
+        if split not in self._cache:
+            self._cache[split] = self._probe.load(split)
+        return self._cache[split]
 
     def _eval_loader(self, split: Literal["train", "val"], seed: int | None = None) -> BatchLoader:
         images = self._probe_images(split)
         if len(images) < world_size():
             raise ValueError(
-                f"Expected at least one image a process ({world_size()}) in the split `{split}`, "
+                f"Expected at least one image per process ({world_size()}) in the split `{split}`, "
                 f"but it has {len(images)}."
             )
         return self._loader(images, EvalBatches(images, self.batch_size, seed))
 
     def _loader(self, images: Images, sampler: TrainBatches | EvalBatches) -> BatchLoader:
         dataset: Dataset[Any] = (
-            FolderDataset(images, self.image_size, self.views, self.seed, self.on_bad_image)
+            FileDataset(images, self.image_size, self.views, self.seed, self.on_bad_image)
             if isinstance(images, FileImages)
-            else ArrayDataset(images)  # type: ignore[arg-type]
+            else ArrayDataset(images)
         )
         return BatchLoader(
             dataset,

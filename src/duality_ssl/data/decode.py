@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-"""What a file may hold, whatever its name says; Pillow's others are many, and some run programs."""
+"""Formats that are read, whatever the name says. Some of Pillow's others start a program."""
 
 
 class BadImageError(ValueError):
@@ -20,7 +20,7 @@ class BadImageError(ValueError):
 
 
 class Box(NamedTuple):
-    """Part of an image, in pixels of its whole size; numbers need not be whole."""
+    """Part of an image, in pixels of its full size, not necessarily whole ones."""
 
     left: float
     top: float
@@ -28,72 +28,42 @@ class Box(NamedTuple):
     height: float
 
 
-class Orientation(NamedTuple):
-    """How the pixels of a file become the upright image.
-
-    Rows and columns are exchanged where it is ``transposed``; then left and right where it is
-    ``mirrored``, top and bottom where it is ``flipped``.
-    """
-
-    transposed: bool = False
-    mirrored: bool = False
-    flipped: bool = False
-
-    def size(self, stored: tuple[int, int]) -> tuple[int, int]:
-        """Width and height of the upright image."""
-        return (stored[1], stored[0]) if self.transposed else stored
-
-    def stored(self, box: Box, width: int, height: int) -> Box:
-        """Where the file has a part of the upright image, which has this width and height."""
-        # not below 0, by a rounding of numbers that are not whole
-        left = max(0, width - box.left - box.width) if self.mirrored else box.left
-        top = max(0, height - box.top - box.height) if self.flipped else box.top
-        if self.transposed:
-            return Box(top, left, box.height, box.width)
-        return Box(left, top, box.width, box.height)
-
-    def upright(self, crop: Tensor) -> Tensor:
-        """Turn what was cut out of the file, shape ``(C, H, W)``."""
-        crop = crop.transpose(1, 2) if self.transposed else crop
-        axes = [axis for axis, mirror in ((2, self.mirrored), (1, self.flipped)) if mirror]
-        return crop.flip(axes) if axes else crop
-
-
-_ORIENTATIONS = {
-    2: Orientation(mirrored=True),
-    3: Orientation(mirrored=True, flipped=True),
-    4: Orientation(flipped=True),
-    5: Orientation(transposed=True),
-    6: Orientation(transposed=True, mirrored=True),
-    7: Orientation(transposed=True, mirrored=True, flipped=True),
-    8: Orientation(transposed=True, flipped=True),
+# turns the pixels of a file upright, by its orientation tag
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
 
 
-def read_orientation(file: Image.Image) -> Orientation:
-    """The orientation that the EXIF or XMP tags of an open image say; upright if they are damaged.
+def read_orientation(file: Image.Image) -> int:
+    """The orientation in the EXIF or XMP tags of an open image, 1 to 8; 1 if they are damaged.
 
-    Of a PNG and a TIFF it is known once the pixels are loaded (Pillow then has turned a TIFF).
+    That of a PNG or TIFF is known once the pixels are loaded; Pillow turns a TIFF by itself.
     """
     try:
         tag = file.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # OSError, SyntaxError, ValueError, struct.error, ...
-        tag = None
-    return _ORIENTATIONS.get(tag, Orientation()) if isinstance(tag, int) else Orientation()
+        return 1
+    return tag if isinstance(tag, int) and tag in _TRANSPOSE else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Bring a decoded image of any mode to 8-bit RGB.
+    """Convert a decoded image of any mode to 8-bit RGB.
 
-    Grey, palette and CMYK images are converted; transparency is composited over white; 16-bit
-    values are scaled (65535 becomes 255), not clipped.
+    Transparency is composited over white; 16-bit values are scaled (65535 becomes 255), not
+    clipped.
 
     Raises:
         ValueError: If the mode has no known range (float pixels).
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I"):  # 16-bit grey; "I" is how older files of it are opened
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow opens some as "I"
         values = np.asarray(image).astype(np.int64)
         scaled = (values.clip(0, 65535) * 255 + 32767) // 65535
         return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
@@ -111,22 +81,22 @@ def read_crops(
 ) -> list[Tensor]:
     """Read parts of an image file, each resized (bilinear, antialiased) to a square.
 
-    Of an animation or several pages the first is read.
+    The first image of an animation or of several pages is read. An orientation tag (EXIF) is
+    applied: boxes are parts of the upright image.
 
-    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size (libjpeg then computes that many fewer inverse
-    DCTs) where all boxes still have ``side`` pixels or more each way; the resize takes it from
-    there. Boxes are those of the whole size, whatever the file is decoded at, and of the upright
-    image: an orientation tag (EXIF) is applied.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size (libjpeg then computes fewer inverse DCTs) if
+    all boxes still have ``side`` pixels or more each way, and resized from there. Boxes are in
+    pixels of the full size all the same.
 
     Args:
         path: The file.
         side: Height and width of what is returned.
         boxes_of: Given width and height of the upright image, the parts to read.
-        beyond: Whether pixels beyond a box have a share in what is at its edge, as where an image
-            is resized whole and cut then; otherwise only those have that an edge cuts through.
+        beyond: Whether pixels beyond a box contribute to its edges, as if the whole image were
+            resized and then cropped; otherwise only pixels within the box contribute.
 
     Returns:
-        For each box ``uint8``, shape ``(3, side, side)``.
+        One ``uint8`` tensor of shape ``(3, side, side)`` per box.
 
     Raises:
         BadImageError: If the file is missing, truncated, corrupt, of a mode without a known range,
@@ -138,40 +108,47 @@ def read_crops(
             if 0 in file.size:
                 raise ValueError("it has no pixels")
             if not isinstance(file, JpegImagePlugin.JpegImageFile):
-                file.load()  # no other is decoded at a part of its size
+                file.load()  # only a JPEG is decoded at a part of its size
             orientation = read_orientation(file)
-            width, height = orientation.size(file.size)
-            boxes = [orientation.stored(box, width, height) for box in boxes_of(width, height)]
+            width, height = file.size[::-1] if orientation >= 5 else file.size
+            boxes = boxes_of(width, height)
             scale = _reduce(file, boxes, side)
             file.load()
             image = to_rgb(file)
+            if orientation > 1:
+                image = image.transpose(_TRANSPOSE[orientation])
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ...
         raise BadImageError(
             f"Cannot read the image `{path}`: {_reason(error, path)}. Repair or remove it, or set "
             "`data.on_bad_image` to skip."
         ) from None
-    crops = [_cut(image, Box(*(x / scale for x in box)), side, beyond) for box in boxes]
-    return [orientation.upright(crop) for crop in crops]
+    # a reduced image is a fraction of a pixel too long: at its end, which a turn may make its start
+    x = image.width - width / scale if orientation in (2, 3, 6, 7) else 0
+    y = image.height - height / scale if orientation in (3, 4, 7, 8) else 0
+    reduced = [
+        Box(b.left / scale + x, b.top / scale + y, b.width / scale, b.height / scale) for b in boxes
+    ]
+    return [_cut(image, box, side, beyond) for box in reduced]
 
 
 def _reason(error: Exception, path: Path) -> str:
     if isinstance(error, Image.DecompressionBombError):
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # what Pillow warns of, it refuses twice
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow refuses twice its limit
         return f"it claims to have more than {most:,} pixels, the most that are decoded"
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror  # all else that it says is the path again
+        return error.strerror  # its text repeats the path
     text = str(error).replace(f" {str(path)!r}", "")
     return " ".join(text.split()).rstrip(".") or type(error).__name__
 
 
 def _reduce(file: Image.Image, boxes: Sequence[Box], side: int) -> int:
-    """Have a JPEG decoded at the smallest size at which no box is smaller than ``side``."""
+    """Have a JPEG decoded at the smallest scale at which no box is smaller than ``side``."""
     shortest = min(min(box.width, box.height) for box in boxes)
     scale = next((s for s in (8, 4, 2) if shortest >= s * side), 1)
     size = file.size
     if scale > 1:
         file.draft(None, (size[0] // scale, size[1] // scale))
-    return scale if file.size != size else 1  # only JPEG can
+    return scale if file.size != size else 1  # only a JPEG can be
 
 
 def _cut(image: Image.Image, box: Box, side: int, beyond: bool) -> Tensor:
@@ -184,7 +161,7 @@ def _cut(image: Image.Image, box: Box, side: int, beyond: bool) -> Tensor:
     if (left, top, right, bottom) != (0, 0, *image.size):
         edges = (left, top, right, bottom)
         return _tensor(image.resize((side, side), Image.Resampling.BILINEAR, edges))
-    # the same numbers but for a rounding in a thousand, three times as fast
+    # three times as fast as Pillow, and equal but for a rounding in a thousand
     whole = _tensor(image).unsqueeze(0)
     return interpolate(whole, (side, side), mode="bilinear", antialias=True).squeeze(0)
 
@@ -194,10 +171,7 @@ def _tensor(image: Image.Image) -> Tensor:
 
 
 def centre_box(size: int) -> Callable[[int, int], list[Box]]:
-    """The part that ImageNet's protocol shows at ``size`` pixels.
-
-    The middle of the image whose shorter side is resized to 256/224 of ``size``.
-    """
+    """ImageNet's evaluation crop: the centre, after the shorter side is 256/224 of ``size``."""
 
     def boxes(width: int, height: int) -> list[Box]:
         shorter, short = round(size * 256 / 224), min(width, height)

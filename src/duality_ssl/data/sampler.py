@@ -1,9 +1,8 @@
-"""Whole index batches, a pure function of (seed, epoch), sharded over processes.
+"""Which samples are used, and in which batches: a function of (seed, epoch), whatever came before.
 
 A loader built with ``DataLoader(dataset, batch_size=None, sampler=...)`` asks its data set for
-whole batches. A request carries the seed of its batch's augmentation, so that what is drawn depends
-neither on the number of workers, nor on what they fetched ahead, nor on where an interrupted run
-was taken up again.
+whole batches. A request carries the seed of its batch's augmentation, so the draws depend neither
+on the number of workers, nor on what they prefetched, nor on where an interrupted run was resumed.
 """
 
 import math
@@ -13,30 +12,70 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from duality_ssl.distributed import rank, world_size
-from duality_ssl.randomness import AUGMENT, ORDER, PROBE, derive_seed
+from duality_ssl.randomness import AUGMENT, ORDER, PROBE, SUBSET, derive_seed
+
+
+def draw_subset(labels: Tensor, subset: int | float, seed: int) -> Tensor:
+    """Draw some samples, each class in proportion as far as whole samples allow.
+
+    Args:
+        labels: Classes, shape ``(N,)``; all -1 draws without regard to classes.
+        subset: A count, or a fraction (a float in (0, 1]).
+        seed: The same seed draws the same samples.
+
+    Returns:
+        Sorted indices.
+
+    Raises:
+        ValueError: If there is nothing to draw, or less than asked for.
+    """
+    n = len(labels)
+    if isinstance(subset, bool) or not isinstance(subset, int | float):
+        raise ValueError(f"Expected `data.subset` to be a count or a fraction, but got {subset!r}.")
+    if isinstance(subset, float) and not 0 < subset <= 1:
+        raise ValueError(
+            f"Expected a fractional `data.subset` to be in (0, 1], but got {subset}: write a count "
+            "without a decimal point."
+        )
+    count = round(subset * n) if isinstance(subset, float) else subset
+    if not 1 <= count <= n:
+        raise ValueError(
+            f"Expected `data.subset` to be 1 to {n} images, or a fraction that is, but got "
+            f"{subset}."
+        )
+    generator = torch.Generator().manual_seed(derive_seed(SUBSET, seed))
+    order = torch.randperm(n, generator=generator)
+    # The r-th of a class with m samples gets the key (r + 1/2) / m: the smallest keys are spread
+    # over the classes in proportion.
+    by_class = labels[order].argsort(stable=True)
+    _, sizes = labels.unique(return_counts=True)
+    rank = torch.arange(n) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    keys = (rank + 0.5) / sizes.repeat_interleave(sizes)
+    return order[by_class][keys.argsort(stable=True)[:count]].sort().values
 
 
 class BatchRequest(NamedTuple):
     """What a sampler asks a data set for."""
 
     indices: NDArray[np.int64]
-    """Samples of this process's batch (numpy: a tensor would take the way of shared memory)."""
+    """Samples of this process's batch (NumPy: tensors would be passed by shared memory)."""
     epoch: int
-    """Epoch, for draws made a sample at a time."""
+    """Epoch, for draws made per sample."""
     seed: int | None
-    """Seed of the augmentation of all processes' batch; None asks for images without any."""
+    """Seed of the augmentation of all processes' batch; None for no augmentation."""
 
 
 class _BatchSampler(DistributedSampler, SequentialSampler):
-    """Common ground of the two samplers.
+    """Base of the two samplers.
 
     Lightning replaces a sampler that is no ``DistributedSampler`` in a distributed run, and one
-    that is no ``SequentialSampler`` where ``overfit_batches`` is set. Ours shards by itself, hence
-    the two base classes; all that is used of them is their names and ``set_epoch``.
+    that is no ``SequentialSampler`` with ``overfit_batches``. Ours shards by itself, hence the two
+    base classes, of which only the names and ``set_epoch`` are used.
     """
 
     def __init__(self, images: Sized, batch_size: int, seed: int, shuffle: bool) -> None:
@@ -53,7 +92,7 @@ class _BatchSampler(DistributedSampler, SequentialSampler):
 
 
 class TrainBatches(_BatchSampler):
-    """Shuffled batches of one size; the rest that fills no batch is left out.
+    """Shuffled batches of one size; a smaller last batch is dropped.
 
     Batch ``k`` of all processes together is a contiguous piece of the epoch's permutation, in rank
     order: ``W`` processes of batch ``B`` see what one process of batch ``W * B`` sees.
@@ -62,7 +101,7 @@ class TrainBatches(_BatchSampler):
         images: The set to draw from.
         batch_size: Batch of one process.
         seed: Seed of the run, 0 or more.
-        shuffle: False keeps the order of the set (for overfitting a few batches on purpose).
+        shuffle: False keeps the order of the set, to overfit a few batches.
     """
 
     def __init__(self, images: Sized, batch_size: int, seed: int, shuffle: bool = True) -> None:
@@ -75,7 +114,7 @@ class TrainBatches(_BatchSampler):
             order = torch.randperm(self.size, generator=generator).numpy()
         for batch in range(self.start, len(self)):
             first = (batch * self.num_replicas + self.rank) * self.batch_size
-            # of the whole batch, whoever has which part of it: the last 0 names no process
+            # one seed for the batch of all processes, hence 0 and not the rank
             seed = derive_seed(AUGMENT, self.seed, self.epoch, batch, 0)
             yield BatchRequest(order[first : first + self.batch_size].copy(), self.epoch, seed)
 
@@ -86,10 +125,9 @@ class TrainBatches(_BatchSampler):
 class EvalBatches(_BatchSampler):
     """Every sample exactly once, without augmentation.
 
-    Each process has a contiguous share, so that shares joined in rank order are the set. Shares
-    may differ by one sample; they are cut into equally many batches wherever that is possible
-    (the batch is larger than one), for a process with a batch more than the others would wait for
-    them.
+    Each process has a contiguous share, so that the shares in rank order are the set. Shares may
+    differ by one sample. They are cut into equally many batches where that is possible (with a
+    batch size above 1), as processes wait for each other at every batch.
 
     Args:
         images: The set to go through.

@@ -12,9 +12,10 @@ from helpers.image_files import write_folder, write_image
 
 from duality_ssl.cli import main
 from duality_ssl.data import SSLDataModule, create_source
+from duality_ssl.data.datasets import FileImages
 from duality_ssl.data.decode import centre_box, read_crops
-from duality_ssl.data.file_images import FileImages
-from duality_ssl.data.layout import Labels, hold_out
+from duality_ssl.data.sources.base import Labels
+from duality_ssl.data.sources.layout import hold_out
 
 SMALL = (
     "--model.backbone resnet_tiny --model.projector 8-8 --data.image_size 32 --data.batch_size 8 "

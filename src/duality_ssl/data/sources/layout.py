@@ -1,23 +1,20 @@
-"""What lies where in a folder of images, and whether its folders are classes."""
+"""Which images a folder holds, and whether its folders are classes."""
 
 import os
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from duality_ssl.data.sources.base import Labels
 from duality_ssl.randomness import HOLD_OUT, derive_seed
 
 EXTENSIONS = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
-"""What names of images end in, in small letters."""
-
-Labels = Literal["auto", "folder", "none"]
-"""Whether the folders of images are their classes; see `labelled_by_folder`."""
+"""Extensions of images, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +23,8 @@ class Listing:
 
     Args:
         folder: The folder.
-        loose: Images that lie in it directly.
-        folders: Images of each folder in it, whatever their depth; in order of the names.
+        loose: Images directly in it.
+        folders: Images in each of its folders at any depth, by name of the folder, sorted.
     """
 
     folder: Path
@@ -36,7 +33,7 @@ class Listing:
 
     @property
     def nested(self) -> list[str]:
-        """Images that lie in its folders."""
+        """Images in its folders."""
         return [*chain.from_iterable(self.folders.values())]
 
     @property
@@ -48,15 +45,16 @@ class Listing:
 def list_images(folder: Path, without: str | None = None) -> Listing:
     """List the images in a folder and below it.
 
-    Hidden entries are none, nor are pipes and devices, which may never answer. A link in the folder
-    itself may lead to another folder; one further down is not followed, so that no loop is walked.
+    Hidden entries are skipped, and so are pipes and devices, which may never answer. A link in the
+    folder itself may lead to another folder; links further down are not followed, so there are no
+    loops.
 
     Args:
         folder: The folder.
-        without: Name of a folder in it to pass over.
+        without: Name of a folder in it to skip.
 
     Raises:
-        ValueError: If a link in the folder leads nowhere, or to a folder that it lies in.
+        ValueError: If a link in the folder is broken, or leads to a folder that contains it.
     """
     loose, folders = [], {}
     with os.scandir(folder) as entries:
@@ -88,19 +86,19 @@ def _list_below(folder: Path, prefix: str) -> list[str]:
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
     suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
-    # a link to nothing, too, so that it is reported
+    # a broken link too, so that it is reported
     return suffix in EXTENSIONS and (entry.is_file() or entry.is_symlink())
 
 
 def _check_link(path: Path) -> None:
-    """Raise ``ValueError`` if a path is a link to nothing or to a folder that it lies in."""
+    """Raise ``ValueError`` if a path is a broken link, or one to a folder that contains it."""
     if not path.is_symlink():
         return
-    lost = not path.exists()
-    if lost or path.parent.resolve().is_relative_to(path.resolve()):
-        where = "nowhere" if lost else "to a folder that it lies in"
+    broken = not path.exists()
+    if broken or path.parent.resolve().is_relative_to(path.resolve()):
+        where = "nowhere" if broken else "to a folder that contains it"
         raise ValueError(
-            f"Expected `{path}` to lead to a folder of images, but it leads {where}: mend or "
+            f"Expected `{path}` to lead to a folder of images, but it leads {where}: repair or "
             "remove the link."
         )
 
@@ -108,12 +106,13 @@ def _check_link(path: Path) -> None:
 def labelled_by_folder(listing: Listing, labels: Labels, validated: bool) -> bool:
     """Whether the folders in a folder of training images are their classes.
 
-    With ``labels`` "folder" they are, and with "none" they are not. With "auto" they are if the
-    training images have a ``train/`` and a ``val/`` (``validated``), and else if all images lie
-    exactly one level down, in two folders or more.
+    With ``labels`` "folder" they are, with "none" they are not. With "auto" they are if there is a
+    ``train/`` and a ``val/`` (``validated``), or if all images are exactly one level down in two
+    folders or more.
 
     Raises:
-        ValueError: If images lie beside class folders, or there is none with ``labels`` "folder".
+        ValueError: If images lie beside class folders, or if ``labels`` is "folder" and there are
+            no folders.
     """
     if labels == "none" or (labels == "auto" and not listing.folders):
         return False
@@ -137,7 +136,7 @@ def labelled_by_folder(listing: Listing, labels: Labels, validated: bool) -> boo
 
 
 def hold_out(labels: Tensor, seed: int) -> Tensor:
-    """Draw a tenth of each class, rounded: one image at least, none of a class that has one only.
+    """Draw a tenth of each class, rounded: at least one image, but none of a class of one image.
 
     Args:
         labels: Classes, shape ``(N,)``.

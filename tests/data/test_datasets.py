@@ -1,7 +1,6 @@
-"""Folders of files: decoding of every mode, crops in workers, bad images."""
+"""Batches of image files: crops, bad images, in this process and in workers."""
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,7 @@ from PIL import Image
 from torchvision import transforms as tv
 
 from duality_ssl.data import SSLDataModule, View, create_source
-from duality_ssl.data.decode import Box, _reduce, centre_box, read_crops
-from duality_ssl.data.file_images import FolderDataset
-from duality_ssl.data.loader import Batch
+from duality_ssl.data.datasets import Batch, FileDataset
 from duality_ssl.data.sampler import BatchRequest
 
 
@@ -22,81 +19,15 @@ def request(*indices: int, epoch: int = 0, seed: int | None = 1) -> BatchRequest
     return BatchRequest(np.array(indices), epoch, seed)
 
 
-def dataset(root: Path, split: str = "train", on_bad_image: str = "error") -> FolderDataset:
+def dataset(root: Path, split: str = "train", on_bad_image: str = "error") -> FileDataset:
     images = create_source("folder", root).load(split)
-    return FolderDataset(images, 24, (View(), View()), 0, on_bad_image)
-
-
-def decode(path: Path) -> np.ndarray:
-    """All of a square image at its own size, shape (H, W, 3)."""
-    with Image.open(path) as image:
-        side = image.width
-    (crop,) = read_crops(path, side, lambda w, h: [Box(0, 0, w, h)])
-    return crop.permute(1, 2, 0).numpy()
+    return FileDataset(images, 24, (View(), View()), 0, on_bad_image)
 
 
 @pytest.fixture
 def labelled(tmp_path: Path) -> Path:
     write_folder(tmp_path)
     return tmp_path
-
-
-def gradient() -> np.ndarray:
-    """Values 0 to 65535 over 16 x 16 pixels, few of them multiples of 257."""
-    return (np.linspace(0, 1, 256) ** 2 * 65535).round().astype(np.uint16).reshape(16, 16)
-
-
-def test_grey_and_bilevel_images(tmp_path: Path) -> None:
-    grey = (gradient() >> 8).astype(np.uint8)
-    Image.fromarray(grey).save(tmp_path / "l.png")
-    out = decode(tmp_path / "l.png")
-    np.testing.assert_array_equal(out, np.repeat(grey[:, :, None], 3, axis=2))
-    Image.fromarray(grey).convert("1").save(tmp_path / "1.png")
-    assert set(np.unique(decode(tmp_path / "1.png"))) == {0, 255}
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_16_bits_are_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
-    Image.fromarray(gradient()).save(tmp_path / f"deep.{suffix}")
-    out = decode(tmp_path / f"deep.{suffix}")
-    np.testing.assert_array_equal(out[:, :, 0], np.round(gradient() / 257).astype(np.uint8))
-    np.testing.assert_array_equal(out[:, :, 0], out[:, :, 2])
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_transparency_is_composited_over_white(tmp_path: Path, mode: str) -> None:
-    image = Image.new(mode, (4, 4), (0,) * (len(mode) - 1) + (0,))
-    image.putpixel((1, 1), (0,) * (len(mode) - 1) + (255,))
-    image.putpixel((2, 2), (0,) * (len(mode) - 1) + (51,))
-    image.save(tmp_path / "a.png")
-    out = decode(tmp_path / "a.png")
-    assert out[0, 0].tolist() == [255] * 3  # hidden black is not seen
-    assert out[1, 1].tolist() == [0] * 3
-    assert out[2, 2].tolist() == [204] * 3
-
-
-@pytest.mark.parametrize("transparent", [False, True])
-def test_palette(tmp_path: Path, transparent: bool) -> None:
-    image = Image.new("P", (4, 4), 1)
-    image.putpalette([0, 0, 0, 10, 200, 30])
-    image.putpixel((0, 0), 0)
-    image.save(tmp_path / "p.png", **({"transparency": 0} if transparent else {}))
-    out = decode(tmp_path / "p.png")
-    assert out[1, 1].tolist() == [10, 200, 30]
-    assert out[0, 0].tolist() == ([255] * 3 if transparent else [0] * 3)
-
-
-def test_cmyk_jpeg(tmp_path: Path) -> None:
-    Image.new("RGB", (16, 16), (200, 40, 90)).convert("CMYK").save(tmp_path / "c.jpg", quality=95)
-    assert Image.open(tmp_path / "c.jpg").mode == "CMYK"
-    out = decode(tmp_path / "c.jpg").astype(int)
-    assert abs(out - [200, 40, 90]).max() <= 8
-
-
-def test_float_pixels_are_refused(tmp_path: Path) -> None:
-    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "f.tif")
-    with pytest.raises(ValueError, match=r"Cannot read the image .*f.tif`: its pixels are floats"):
-        decode(tmp_path / "f.tif")
 
 
 def truncated(path: Path) -> None:
@@ -145,11 +76,9 @@ def test_skip_substitutes_counts_and_reports_once(labelled: Path, workers: int) 
     loader = module.train_dataloader()
     for epoch in range(2):
         loader.sampler.set_epoch(epoch)
-        with pytest.warns(
-            UserWarning, match="Passed over 2 of 12 images that cannot be read, as"
-        ) as w:
+        with pytest.warns(UserWarning, match="Skipped 2 of 12 images that cannot be read, as") as w:
             batches = list(loader)
-        assert len([x for x in w if "Passed over" in str(x.message)]) == 1
+        assert len([x for x in w if "Skipped" in str(x.message)]) == 1
         assert [len(batch.labels) for batch in batches] == [6, 6]
         assert sorted(torch.cat([b.labels for b in batches]).tolist()) == [0] * 6 + [1] * 6
 
@@ -173,7 +102,7 @@ def test_skip_gives_up_on_a_folder_of_rubbish(labelled: Path) -> None:
 def test_skip_leaves_out_in_evaluation(labelled: Path) -> None:
     emptied(labelled / "val" / "cat" / "cat_1.png")
     module = SSLDataModule("folder", labelled, 4, 16, on_bad_image="skip")
-    with pytest.warns(UserWarning, match="Passed over 1 of 6 images"):
+    with pytest.warns(UserWarning, match="Skipped 1 of 6 images"):
         labels = torch.cat([batch.labels for batch in module.val_dataloader()[0]])
     assert labels.tolist() == [0, 0, 1, 1, 1]
 
@@ -186,7 +115,7 @@ def test_every_process_reports_its_own_bad_images(
         monkeypatch.setattr(f"duality_ssl.data.{part}.rank", lambda: 1)
         monkeypatch.setattr(f"duality_ssl.data.{part}.world_size", lambda: 2)
     module = SSLDataModule("folder", labelled, 2, 16, on_bad_image="skip")
-    with pytest.warns(UserWarning, match=r"Process 1 passed over 1 of 6 images .*dog_1.png"):
+    with pytest.warns(UserWarning, match=r"Process 1 skipped 1 of 6 images .*dog_1.png"):
         list(module.val_dataloader()[0])
 
 
@@ -196,7 +125,7 @@ def test_evaluation_knows_its_files(labelled: Path, workers: int) -> None:
     emptied(labelled / "val" / "cat" / "cat_1.png")
     arguments = {"on_bad_image": "skip", "num_workers": workers}
     module = SSLDataModule("folder", labelled, 4, 16, **arguments)
-    with pytest.warns(UserWarning, match="Passed over"):
+    with pytest.warns(UserWarning, match="Skipped"):
         batches = [module.on_after_batch_transfer(b, 0) for b in module.predict_dataloader()]
     paths = [Path(path) for batch in batches for path in batch.paths]
     names = ["cat_0.jpg", "cat_2.jpg", "dog_0.jpg", "dog_1.png", "dog_2.jpg"]
@@ -224,7 +153,7 @@ def test_crops_are_a_function_of_seed_epoch_index_and_view(labelled: Path) -> No
         assert torch.equal(first.images[view][1], again.images[view][1])
     assert not torch.equal(first.images[0], first.images[1])
     assert not torch.equal(first.images[0], images[request(3, 5, epoch=1)].images[0])
-    other = FolderDataset(images.images, 24, images.views, 1, "error")
+    other = FileDataset(images.images, 24, images.views, 1, "error")
     assert not torch.equal(first.images[0], other[request(3, 5)].images[0])
 
 
@@ -235,7 +164,7 @@ def test_each_view_has_the_crop_of_its_own_distribution(tmp_path: Path) -> None:
     whole, part = (View(scale=(area, area), ratio=(1, 1)) for area in (1.0, 0.04))
     images = create_source("folder", tmp_path).load("train")
     for views, widths in (((whole, part), [200, 40]), ((part, whole), [40, 200])):
-        crops = FolderDataset(images, 20, views, 0, "error")[request(0)].images
+        crops = FileDataset(images, 20, views, 0, "error")[request(0)].images
         seen = [int(crop.max()) - int(crop.min()) for crop in crops]
         assert seen == pytest.approx([width * 19 / 20 for width in widths], abs=3)
 
@@ -244,7 +173,7 @@ def test_crops_come_from_all_over_an_image_that_is_not_square(tmp_path: Path) ->
     ramp = np.repeat(np.arange(200, dtype=np.uint8)[None, :, None], 20, axis=0).repeat(3, axis=2)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     images = create_source("folder", tmp_path).load("train")
-    crops = FolderDataset(images, 8, (View(scale=(0.05, 0.05)),), 0, "error")
+    crops = FileDataset(images, 8, (View(scale=(0.05, 0.05)),), 0, "error")
     first = [int(crops[request(0, epoch=epoch)].images[0].min()) for epoch in range(12)]
     assert min(first) < 60
     assert max(first) > 120
@@ -253,82 +182,10 @@ def test_crops_come_from_all_over_an_image_that_is_not_square(tmp_path: Path) ->
 def test_crop_is_torchvisions_of_the_same_box(labelled: Path) -> None:
     whole = View(scale=(1.0, 1.0), ratio=(4 / 3, 4 / 3))
     images = create_source("folder", labelled).load("train")
-    out = FolderDataset(images, 24, (whole,), 0, "error")[request(0)].images[0][0]
+    out = FileDataset(images, 24, (whole,), 0, "error")[request(0)].images[0][0]
     image = Image.open(images.path(0))  # 40 x 30: all of it
     expected = tv.PILToTensor()(tv.Resize((24, 24))(image))
     assert (out.int() - expected).abs().max() <= 1
-
-
-@pytest.mark.parametrize("size", [(300, 400), (500, 333), (224, 224), (40, 30)])
-def test_evaluation_sees_torchvisions_centre_crop(size: tuple[int, int], tmp_path: Path) -> None:
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8))
-    image.save(tmp_path / "noise.png")
-    reference = tv.Compose([tv.Resize(256), tv.CenterCrop(224), tv.PILToTensor()])(image)
-    (ours,) = read_crops(tmp_path / "noise.png", 224, centre_box(224), beyond=True)
-    assert (ours.int() - reference).abs().max() <= 1
-
-
-def big_jpeg(folder: Path) -> Path:
-    write_image(folder / "big.jpg", seed=3, size=(801, 602))
-    return folder / "big.jpg"
-
-
-BOXES = {
-    "whole": lambda w, h: [Box(0, 0, w, h)],
-    "odd corners": lambda w, h: [Box(101, 57, 463, 395), Box(219, 3, 333, 598)],
-    "edges": lambda w, h: [Box(w - 385, h - 391, 385, 391)],
-    "centre": centre_box(96),
-}
-
-
-@pytest.mark.parametrize("boxes", BOXES.values(), ids=BOXES)
-@pytest.mark.parametrize("side", [96, 48], ids=["half or quarter", "quarter or eighth"])
-def test_reduced_decode_is_the_full_one(
-    side: int, boxes: Callable[[int, int], list[Box]], tmp_path: Path
-) -> None:
-    """But for the resampling; a shift by the pixels that half a reduced one covers would show."""
-    path = big_jpeg(tmp_path)
-    with Image.open(path) as image:
-        assert _reduce(image, boxes(*image.size), side) > 1
-        assert image.size[0] < 801
-    whole = Image.open(path).convert("RGB")
-
-    def reference(shift: int) -> torch.Tensor:
-        crops = []
-        for left, top, width, height in boxes(801, 602):
-            part = whole.transform(
-                (round(width), round(height)),
-                Image.Transform.EXTENT,
-                (left + shift, top, left + shift + width, top + height),
-            )
-            crops.append(tv.PILToTensor()(part.resize((side, side), Image.Resampling.BILINEAR)))
-        return torch.stack(crops).float()
-
-    ours = torch.stack(read_crops(path, side, boxes)).float()
-    error = (ours - reference(0)).abs().mean()
-    assert error < 0.6
-    assert min((ours - reference(shift)).abs().mean() for shift in (-4, 4)) > 1.5 * error
-
-
-@pytest.mark.parametrize(
-    ("name", "sides", "scale"),
-    [
-        ("a.jpg", [128], 4),
-        ("a.jpg", [127], 2),
-        ("a.jpg", [600, 64], 2),  # the smaller crop decides
-        ("a.jpg", [63], 1),
-        ("a.jpg", [600], 8),
-        ("a.png", [600], 1),
-    ],
-)
-def test_reduction_leaves_every_crop_its_pixels(
-    name: str, sides: list[int], scale: int, tmp_path: Path
-) -> None:
-    write_image(tmp_path / name, size=(640, 601))
-    with Image.open(tmp_path / name) as image:
-        assert _reduce(image, [Box(0, 0, side, 600) for side in sides], 32) == scale
-        image.load()
-        assert image.size == (640 // scale, -(-601 // scale))
 
 
 def test_crops_do_not_depend_on_the_reduction(tmp_path: Path) -> None:
@@ -336,7 +193,7 @@ def test_crops_do_not_depend_on_the_reduction(tmp_path: Path) -> None:
     write_image(tmp_path / "only.jpg", seed=5, size=(1600, 1200))
     images = create_source("folder", tmp_path).load("train")
     small, large = (
-        FolderDataset(images, side, (View(), View()), 0, "error")[request(0, epoch=3)].images
+        FileDataset(images, side, (View(), View()), 0, "error")[request(0, epoch=3)].images
         for side in (24, 192)
     )
     for one, other in zip(small, large, strict=True):

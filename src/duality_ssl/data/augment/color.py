@@ -1,0 +1,138 @@
+"""Batched operations on the values of pixels.
+
+Images are float tensors of shape ``(N, C, H, W)`` with values in [0, 1], ``C`` 1 or 3, and are
+overwritten. Parameters are CPU tensors with one row per sample. Given the same parameters, every
+operation agrees with ``torchvision.transforms.v2.functional`` on float images; on grey images
+saturation, hue and greyscale are identities, as there.
+"""
+
+import torch
+from torch import Tensor
+
+from duality_ssl.data.augment.operation import change_drawn, upload
+
+GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # ITU-R 601-2 luma, as in torchvision
+
+
+def luma(images: Tensor) -> Tensor:
+    """Grey value of RGB images, shape ``(N, 1, H, W)``; a copy of grey images."""
+    if images.shape[1] == 1:
+        return images.clone()
+    red, green, blue = images.split(1, dim=1)
+    r, g, b = GRAY_WEIGHTS
+    return red.mul(r).add_(green, alpha=g).add_(blue, alpha=b)
+
+
+def color_jitter(
+    images: Tensor,
+    brightness: Tensor,
+    contrast: Tensor,
+    saturation: Tensor,
+    hue: Tensor,
+    order: Tensor,
+) -> Tensor:
+    """Jitter brightness, contrast, saturation and hue, each sample in its own order.
+
+    Args:
+        images: Shape ``(N, C, H, W)``.
+        brightness: Factors, shape ``(N,)``; 1 is the identity.
+        contrast: Factors, shape ``(N,)``; 1 is the identity.
+        saturation: Factors, shape ``(N,)``; 1 is the identity.
+        hue: Shifts in turns, shape ``(N,)``; 0 is the identity.
+        order: Permutations of (0 brightness, 1 contrast, 2 saturation, 3 hue), shape ``(N, 4)``.
+    """
+    adjust = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
+    values = (brightness, contrast, saturation, hue)
+    drawn = torch.stack((brightness != 1, contrast != 1, saturation != 1, hue != 0), dim=1)
+    # by sample, step and operation
+    turns = (order.unsqueeze(2) == torch.arange(4)) & drawn.unsqueeze(1)
+    for step, number in turns.any(dim=0).nonzero().tolist():
+        images = change_drawn(images, turns[:, step, number], adjust[number], values[number])
+    return images
+
+
+def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Multiply the values by a factor per sample."""
+    return images.mul_(_per_sample(factor, images)).clamp_(0, 1)
+
+
+def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend each image with the mean of its grey values."""
+    return _blend(images, luma(images.mean(dim=(2, 3), keepdim=True)), factor)
+
+
+def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend each image with its grey values."""
+    return images if images.shape[1] == 1 else _blend(images, luma(images), factor)
+
+
+def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    """``factor * images + (1 - factor) * other``."""
+    factor = _per_sample(factor, images)
+    return images.mul_(factor).add_(other.mul_(1 - factor)).clamp_(0, 1)
+
+
+def _per_sample(values: Tensor, images: Tensor) -> Tensor:
+    return upload(values.view(-1, 1, 1, 1), images.device)
+
+
+def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue.
+
+    Hue is a position on the hexagon of largest and smallest channel, ``v`` and ``m``. In units of
+    the chroma ``c = v - m``, from red over yellow at 1 and green at 2 to cyan at 3, it is
+
+        |h| c = v + G + B - R - 2 m, with the sign of G - B,
+
+    and a channel whose own colour is ``a`` units away from the hue has the value
+    ``v + c - a c`` within ``[m, v]``. So nothing is divided, and no pixel is a special case.
+
+    Args:
+        images: Shape ``(N, C, H, W)``.
+        shift: Shape ``(N,)``, in turns, in [-0.5, 0.5].
+    """
+    if images.shape[1] == 1:
+        return images
+    # Counted from the colour opposite to each channel's own, which is then at 3 and at -3.
+    ahead = torch.tensor((3.0, 1.0, -1.0)) + 6 * shift.view(-1, 1)
+    ahead -= 6 * torch.floor((ahead + 3) / 6)
+    red, green, blue = images.split(1, dim=1)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    least = torch.minimum(torch.minimum(red, green), blue)
+    chroma = value - least
+    hue = (green + blue).sub_(red).add_(value).sub_(least, alpha=2).copysign_(green - blue)
+    away = torch.addcmul(hue, chroma, upload(ahead.view(-1, 3, 1, 1), images.device))
+    away.abs_().sub_(chroma, alpha=3).abs_()
+    torch.sub(chroma.add_(value), away, out=away)
+    return torch.clamp(away, least, value, out=images)
+
+
+def grayscale(images: Tensor, drawn: Tensor) -> Tensor:
+    """Replace the drawn images by their grey values, in all channels."""
+    if images.shape[1] == 1:
+        return images
+    return change_drawn(images, drawn, lambda x: x.copy_(luma(x)))
+
+
+def solarize(images: Tensor, drawn: Tensor) -> Tensor:
+    """Invert the values of one half and more of the drawn images.
+
+    The threshold 0.5 is BYOL's; torchvision and PIL say 128 of 255, which is the same for 8-bit
+    values. A value of at least one half is at least its inverse.
+    """
+    return change_drawn(images, drawn, lambda x: torch.minimum(x, 1 - x))
+
+
+def normalize(
+    images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], out: Tensor | None = None
+) -> Tensor:
+    """Subtract each channel's mean and divide by its standard deviation; into ``out`` if given."""
+    if not all(s > 0 for s in std):
+        raise ValueError(
+            f"Expected the images' source to have a positive `std` for each channel, but got {std}."
+        )
+    shift, scale = (
+        upload(torch.tensor(values, dtype=images.dtype).view(1, -1, 1, 1), images.device)
+        for values in (mean, std)
+    )
+    return torch.div(images.sub_(shift), scale, out=images if out is None else out)

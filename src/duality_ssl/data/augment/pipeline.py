@@ -1,0 +1,105 @@
+"""The augmentation of a batch: which operations an image goes through, in order."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from duality_ssl.data.augment.color import color_jitter, grayscale, normalize, solarize
+from duality_ssl.data.augment.spatial import (
+    blur_radius,
+    gaussian_blur,
+    horizontal_flip,
+    resized_crop,
+)
+from duality_ssl.data.augment.view import Draws, View
+from duality_ssl.distributed import ALONE, Processes
+
+
+class Augmentation:
+    """One view's augmentation: ``uint8`` batch in, normalised float batch out.
+
+    Args:
+        view: Distributions of the parameters.
+        image_size: Side of the result, in pixels.
+        mean: Mean of each channel, for values in [0, 1].
+        std: Standard deviation of each channel, for values in [0, 1].
+    """
+
+    def __init__(
+        self, view: View, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> None:
+        self.view = view
+        self.image_size = image_size
+        self.mean = mean
+        self.std = std
+        self.radius = blur_radius(view.sigma[1], image_size)
+
+    def __call__(
+        self,
+        images: Tensor,
+        generator: torch.Generator,
+        *,
+        cropped: bool = False,
+        processes: Processes = ALONE,
+    ) -> Tensor:
+        """Draw for the batch of all processes, and apply what is drawn for this one's images.
+
+        Args:
+            images: This process's images, as for `apply`.
+            generator: Generator on the CPU, in the same state on every process.
+            cropped: Whether the images were cropped when they were decoded.
+            processes: The processes that share the batch, with as many images each.
+
+        Returns:
+            What one process with the whole batch makes of these images.
+        """
+        size = None if cropped else (images.shape[2], images.shape[3])
+        draws = self.view.draw(processes.world_size * len(images), generator, size)
+        return self.apply(images, draws[processes.own(len(images))])
+
+    @torch.no_grad()
+    def apply(self, images: Tensor, draws: Draws) -> Tensor:
+        """Apply drawn parameters, on the device of the images.
+
+        Values stay float between the operations; a chain on 8-bit images rounds after each. On a
+        CPU a few samples at a time go through all operations, so that they stay in its caches.
+
+        Args:
+            images: ``uint8``, shape ``(N, C, H, W)``, ``C`` 1 or 3; ``H = W = image_size`` if
+                ``draws`` has no boxes.
+            draws: Parameters of ``N`` samples.
+
+        Returns:
+            Float tensor of shape ``(N, C, image_size, image_size)``, normalised.
+        """
+        n, channels = images.shape[:2]
+        shape, chunk = (n, channels, self.image_size, self.image_size), n
+        if images.device.type == "cpu":
+            # NumPy asks for huge pages: the first touch of small ones takes a fifth of the work
+            out = torch.from_numpy(np.empty(shape, np.float32))
+            chunk = chunk_size(out[0].numel())
+        else:
+            out = torch.empty(shape, device=images.device)
+        # autocast would round to bfloat16; inference mode saves a tenth of the time
+        with torch.autocast(images.device.type, enabled=False), torch.inference_mode():
+            for first in range(0, n, chunk):
+                rows = slice(first, first + chunk)
+                self._augment(images[rows], draws[rows], out[rows])
+        return out
+
+    def _augment(self, images: Tensor, d: Draws, out: Tensor) -> None:
+        """Crop, flip, jitter, convert to grey, blur, solarize, normalise."""
+        if d.boxes is None:
+            x = horizontal_flip(images.float(), d.flip)
+        else:
+            x = resized_crop(images, d.boxes, self.image_size, d.flip)
+        x = color_jitter(x.div_(255), d.brightness, d.contrast, d.saturation, d.hue, d.order)
+        x = grayscale(x, d.gray)
+        x = gaussian_blur(x, d.sigma, self.radius)
+        x = solarize(x, d.solarize)
+        normalize(x, self.mean, self.std, out)
+
+
+def chunk_size(values: int) -> int:
+    """How many samples of so many values a CPU takes at a time: several temporaries are cached."""
+    return 1 if values > 2**17 else 2**19 // values

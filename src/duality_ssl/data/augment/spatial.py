@@ -1,0 +1,139 @@
+"""Batched operations in space: crop and resize, flip, blur.
+
+Images have shape ``(N, C, H, W)``. Parameters are CPU tensors with one row per sample. Given the
+same parameters, every operation agrees with ``torchvision.transforms.v2.functional`` on float
+images, unless its docstring says otherwise.
+"""
+
+import math
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from duality_ssl.data.augment.operation import change_drawn, upload
+
+
+def resized_crop(images: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
+    """Crop each image to its box, resize it to a square, and flip it where asked.
+
+    Agrees with ``resized_crop(..., antialias=True)`` in bilinear mode, followed by
+    ``horizontal_flip``. Resizing is separable and linear: each row of the result is a weighted sum
+    of two rows (more where a side shrinks), then the same with columns. A flip is an order of the
+    columns and costs nothing.
+
+    Args:
+        images: Shape ``(N, C, H, W)``, of any dtype.
+        boxes: Shape ``(N, 4)``: top, left, height, width in pixels, inside the image.
+        size: Side of the result, in pixels.
+        flip: Whether to flip each image, shape ``(N,)``.
+
+    Returns:
+        Float tensor of shape ``(N, C, size, size)``.
+    """
+    left, right = int(boxes[:, 1].min()), int((boxes[:, 1] + boxes[:, 3]).max())
+    boxes = boxes - torch.tensor((0, left, 0, 0))
+    pixel, weight = _resampling(boxes, size, flip, images.device)
+    out = images[..., left:right].float()  # no other column has a share in the result
+    out = _weigh_rows(out, pixel[:, 0], weight[:, 0]).transpose(2, 3)
+    return _weigh_rows(out, pixel[:, 1], weight[:, 1]).transpose(2, 3).contiguous()
+
+
+def _resampling(
+    boxes: Tensor, size: int, flip: Tensor | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Which pixels are summed for each row and each column of a resized crop.
+
+    Output ``i`` of an interval is centred at ``(i + 1/2) * length / size``; its weights are a
+    triangle of half-width ``max(length / size, 1)``, cut at the ends of the interval and
+    normalised.
+
+    Returns:
+        Pixels and their weights, shape ``(N, 2, size, K)`` each: rows, then columns.
+    """
+    taps = math.ceil(2 * max(1.0, int(boxes[:, 2:].max()) / size))
+    start, length = upload(boxes.float().view(-1, 2, 2, 1, 1), device).unbind(dim=1)
+    output = torch.arange(size, device=device).view(-1, 1).repeat(len(boxes), 2, 1, 1)
+    if flip is not None:
+        output[:, 1] += upload(flip, device).view(-1, 1, 1) * (size - 1 - 2 * output[:, 1])
+    step = length / size
+    reach = step.clamp(min=1)
+    centre = (output + 0.5) * step - 0.5
+    pixel = torch.ceil(centre - reach) + torch.arange(taps, device=device)
+    inside = pixel.clamp(min=0).minimum(length - 1)
+    weight = (reach - (pixel - centre).abs_()).clamp_(min=0) * (pixel == inside)
+    weight /= weight.sum(dim=3, keepdim=True)
+    return (inside + start).int(), weight
+
+
+def _weigh_rows(images: Tensor, pixel: Tensor, weight: Tensor) -> Tensor:
+    """Make each row of the result a weighted sum of some rows of the same plane.
+
+    A sum over a bag of embeddings does that, with rows of pixels as embeddings: one pass, where
+    gathering the rows of each weight would take two passes per weight.
+
+    Args:
+        images: Shape ``(N, C, H, W)``.
+        pixel: Which rows, shape ``(N or 1, size, K)``, int.
+        weight: Their weights, shape ``(N, size or 1, K)``.
+
+    Returns:
+        Shape ``(N, C, size, W)``.
+    """
+    n, channels, height, width = images.shape
+    planes = torch.arange(0, n * channels * height, height, dtype=pixel.dtype, device=images.device)
+    rows = planes.view(n, channels, 1, 1) + pixel.unsqueeze(1)
+    weights = weight.unsqueeze(1).expand(rows.shape).reshape(-1, rows.shape[3])
+    table = images.reshape(-1, width)
+    out = F.embedding_bag(rows.view(weights.shape), table, mode="sum", per_sample_weights=weights)
+    return out.view(n, channels, -1, width)
+
+
+def horizontal_flip(images: Tensor, drawn: Tensor) -> Tensor:
+    """Flip the drawn images left to right; they are overwritten."""
+    return change_drawn(images, drawn, lambda x: x.flip(-1))
+
+
+def blur_radius(largest_sigma: float, size: int) -> int:
+    """Half-width of a blur's kernel in pixels: four of the largest sigma, less in tiny images."""
+    return max(0, min(math.ceil(4 * largest_sigma), size - 1))
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """Blur each image with its own Gaussian; where ``sigma`` is 0 the image stays.
+
+    Agrees with ``gaussian_blur`` with its reflected borders and a kernel of four sigma on each
+    side, ``kernel_size=2 * min(radius, ceil(4 * sigma)) + 1``. SimCLR's kernel is a tenth of the
+    image wide; ours depends on sigma alone, which is the same Gaussian at 224 pixels (the tail
+    beyond is below 1e-4), not cut off in small images, and narrow where sigma is small.
+
+    Args:
+        images: Float tensor of shape ``(N, C, H, W)``; overwritten.
+        sigma: Shape ``(N,)``, in pixels.
+        radius: Largest half-width of a kernel in pixels, less than the images' sides.
+    """
+    drawn = (sigma > 0) & (radius > 0)
+    return change_drawn(images, drawn, partial(_blur, radius=radius), sigma)
+
+
+def _blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    reach = torch.ceil(4 * sigma).clamp_(max=radius).view(-1, 1, 1)
+    offset = torch.arange(-radius, radius + 1)
+    kernels = torch.exp(-0.5 * (offset / sigma.view(-1, 1, 1)) ** 2)
+    kernels *= offset.abs() <= reach
+    kernels /= kernels.sum(dim=2, keepdim=True)
+    widest = int(reach.max())
+    kernels = upload(kernels[..., radius - widest : radius + widest + 1], images.device)
+    for _ in range(2):  # down the columns, then along the rows
+        pixel = _reflected(images.shape[2], widest, images.device)
+        images = _weigh_rows(images, pixel, kernels).transpose(2, 3)
+    return images
+
+
+@lru_cache(maxsize=64)
+def _reflected(side: int, radius: int, device: torch.device) -> Tensor:
+    """Pixels around each one of an interval, shape ``(1, side, K)``, reflected at its ends."""
+    pixel = torch.arange(side).view(-1, 1) + torch.arange(-radius, radius + 1)
+    pixel = (side - 1) - ((side - 1) - pixel.abs_()).abs_()
+    return upload(pixel.int().unsqueeze(0), device)

@@ -1,0 +1,203 @@
+"""Sources whose images are files in folders, with or without labels."""
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from duality_ssl.data.datasets import FileImages
+from duality_ssl.data.sources.base import ImageSource, Labels, Split, register_source
+from duality_ssl.data.sources.layout import (
+    EXTENSIONS,
+    Listing,
+    hold_out,
+    labelled_by_folder,
+    list_images,
+)
+
+_LAYOUT = "train/<class>/* and val/<class>/*, <class>/*, or images without labels in any folders"
+_ENDINGS = ", ".join(sorted(EXTENSIONS))
+_UNLABELLED_VAL = 5000  # images of an unlabelled folder that serve as a validation set
+
+
+@register_source("folder")
+class Folder(ImageSource):
+    """A folder of image files, with or without labels.
+
+    - ``root/train/<class>/*`` and ``root/val/<class>/*``: labelled. Class folders may have
+      subfolders, and ``val/`` may lack classes.
+    - ``root/train/<class>/*`` or ``root/<class>/*``, all images exactly one level down and in two
+      folders or more: labelled. Without a ``val/`` a tenth of each class, drawn by the seed, is
+      held out for validation and not trained on.
+    - Everything else is unlabelled: all images below ``root/train`` or ``root``. Those below
+      ``root/val`` are the validation set if there are any; else up to 5000 of the training images,
+      evenly spaced, are used, for monitors that need no held-out images (rank, collapse).
+
+    The reading is logged once. Images are normalised with ImageNet's statistics. Orientation tags
+    (EXIF) are applied, unlike in torchvision's ``ImageFolder``.
+    """
+
+    channels = 3
+    image_size = 224
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
+    auto: ClassVar[Labels] = "auto"
+    """What ``labels="auto"`` means for this source."""
+    sorting_hint: ClassVar[str] = "move each image into the folder of its class"
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the folders of the training images; None if there are no labels."""
+        return self._train[1]
+
+    def load(self, split: Split) -> FileImages:
+        """The files of a split."""
+        images, classes, held_out = self._train
+        if split != "val":
+            return images
+        if held_out is not None:
+            return held_out
+        _, val = self._splits()
+        if val is not None and classes is not None:
+            return self._labelled_validation(list_images(val), classes)
+        if val is not None and (listing := list_images(val)).images:
+            return _file_images(listing)
+        count = min(len(images), _UNLABELLED_VAL)
+        return images.subset(torch.arange(count) * len(images) // count)
+
+    def _splits(self) -> tuple[Path, Path | None]:
+        """The folders of the training and the validation images."""
+        root = self._given_root(_LAYOUT)
+        if not root.is_dir():
+            raise FileNotFoundError(
+                f"Expected `data.root` to be a folder with {_LAYOUT}, but {_describe(root)}."
+            )
+        train, val = root / "train", root / "val"
+        return train if train.is_dir() else root, val if val.is_dir() else None
+
+    @cached_property
+    def _train(self) -> tuple[FileImages, tuple[str, ...] | None, FileImages | None]:
+        """The training images, the names of their classes, the held-out images."""
+        folder, val = self._splits()
+        listing = list_images(folder, without="val" if folder == self.root else None)
+        if not listing.images:
+            raise FileNotFoundError(
+                f"Expected `data.root` to hold {_LAYOUT} ({_ENDINGS}), but found no image: "
+                f"{_describe(folder)}."
+            )
+        labels = self.auto if self.labels == "auto" else self.labels
+        if not labelled_by_folder(listing, labels, folder != self.root and val is not None):
+            rank_zero_info(_describe_unlabelled(listing))
+            return _file_images(listing), None, None
+        for name, inside in listing.folders.items():
+            if not inside:
+                raise FileNotFoundError(
+                    f"Expected images ({_ENDINGS}) in `{folder / name}`, but found none: remove "
+                    "the folder if it is no class."
+                )
+        classes = tuple(listing.folders)
+        images, held_out = _file_images(listing, classes), None
+        if val is None:
+            drawn = hold_out(images.labels, self.seed)
+            if not drawn.any():
+                raise ValueError(
+                    f"Expected two images of a class in `{folder}`, one of which is held out for "
+                    "validation, but each class has one: add images or val/<class>/*, or set "
+                    "`data.labels` to none."
+                )
+            held_out, images = images.subset(drawn), images.subset(~drawn)
+        rank_zero_info(_describe_labelled(folder, images, classes, held_out))
+        return images, classes, held_out
+
+    def _labelled_validation(self, listing: Listing, classes: tuple[str, ...]) -> FileImages:
+        folder, loose = listing.folder, len(listing.loose)
+        if loose or not listing.folders:
+            raise ValueError(
+                f"Expected class folders in `{folder}`, named as those of the training images, but "
+                f"it holds {loose} images and {len(listing.folders) or 'no'} folders: "
+                f"{self.sorting_hint}, or set `data.labels` to none."
+            )
+        if unknown := sorted(set(listing.folders) - set(classes)):
+            raise ValueError(
+                f"Expected the folders in `{folder}` to be named as those in train/, but "
+                f"{', '.join(unknown[:5])} {'are' if len(unknown) > 1 else 'is'} not among them: "
+                "rename or remove them, or set `data.labels` to none."
+            )
+        if not listing.nested:
+            raise FileNotFoundError(
+                f"Expected images in the class folders of `{folder}`, but found none: put the "
+                "validation images there."
+            )
+        return _file_images(listing, classes)
+
+
+@register_source("imagenet")
+class ImageNet(Folder):
+    """ImageNet as ``train/<wnid>/*`` and ``val/<wnid>/*``, for torchvision's ``ImageFolder``."""
+
+    auto: ClassVar[Labels] = "folder"
+    sorting_hint = (
+        "the archive of the validation images is flat, sort them into a folder for each wnid "
+        "(torchvision.datasets.ImageNet and the script valprep.sh do)"
+    )
+
+    def _splits(self) -> tuple[Path, Path | None]:
+        train, val = super()._splits()
+        if train == self.root or val is None:
+            raise FileNotFoundError(
+                "Expected `data.root` to hold train/<wnid>/* and val/<wnid>/*, but "
+                f"{_describe(self._given_root(_LAYOUT))}."
+            )
+        return train, val
+
+
+def _file_images(listing: Listing, classes: tuple[str, ...] | None = None) -> FileImages:
+    """The images of the class folders with their labels; all images without, if no classes."""
+    names = listing.images if classes is None else listing.nested
+    labels = torch.full((len(names),), -1)
+    if classes is not None:
+        sizes = torch.tensor([len(listing.folders.get(name, ())) for name in classes])
+        labels = torch.arange(len(classes)).repeat_interleave(sizes)
+    paths = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
+    return FileImages(listing.folder, paths, labels)
+
+
+def _describe(path: Path) -> str:
+    """The content of a path, for an error's "but ..."."""
+    if not path.exists():
+        return f"`{path}` does not exist"
+    if not path.is_dir():
+        return f"`{path}` is a file, not a folder"
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
+    if not names:
+        return f"`{path}` is empty"
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"`{path}` holds {', '.join(names[:5])}{more}"
+
+
+def _describe_labelled(
+    folder: Path, images: FileImages, classes: tuple[str, ...], held_out: FileImages | None
+) -> str:
+    names = ", ".join(classes[:5]) + ", ..." * (len(classes) > 5)
+    held = (
+        f" {len(held_out):,} more, a tenth of each class drawn by the seed, are held out for "
+        "validation, as there is no val/."
+        if held_out is not None
+        else ""
+    )
+    return (
+        f"`{folder}`: {len(images):,} images to train on, labelled by folder, of {len(classes)} "
+        f"classes ({names}).{held} To ignore the folders set `data.labels` to none."
+    )
+
+
+def _describe_unlabelled(listing: Listing) -> str:
+    said = f"`{listing.folder}`: {len(listing.images):,} images to train on, without labels"
+    if not listing.nested:
+        return f"{said}."
+    remedy = "" if listing.loose else " To take the folders as classes set `data.labels` to folder."
+    return f"{said}, from folders of any depth.{remedy}"
