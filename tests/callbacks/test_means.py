@@ -42,7 +42,7 @@ def test_means_continue_after_a_resume(cut: int) -> None:
 
 
 def test_each_process_continues_its_own_sums(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = {"names": ["loss"], "sums": torch.tensor([[4.0, 2.0], [9.0, 3.0]])}
+    state = {"loss": torch.tensor([4.0, 9.0]), "weight": torch.tensor([2.0, 3.0])}
     another, own, logged = EpochMeans(), EpochMeans(), Logged()
     another.load_state_dict(state)  # one process, and not two
     another.log(logged)

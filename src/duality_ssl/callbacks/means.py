@@ -1,13 +1,14 @@
 """Means over the training batches of an epoch that survive a resume within the epoch."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from lightning import LightningModule
 from torch import Tensor
 
 from duality_ssl.distributed import all_gather_rows, all_reduce_sum, rank, world_size
+
+_WEIGHT = "weight"  # beside the metrics, whose names have a slash
 
 
 class EpochMeans:
@@ -19,44 +20,39 @@ class EpochMeans:
     """
 
     def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Start an epoch."""
-        self._names: list[str] = []
-        self._sums = torch.empty(0)
+        self._sums: dict[str, Tensor] = {}
 
     def to(self, device: torch.device) -> None:
         """Move restored sums to the device of the metrics."""
-        self._sums = self._sums.to(device)
+        self._sums = {name: total.to(device) for name, total in self._sums.items()}
 
-    def add(self, metrics: Mapping[str, Tensor], weight: int = 1) -> None:
+    def reset(self) -> None:
+        """Start an epoch."""
+        self._sums = {}
+
+    def add(self, metrics: Mapping[str, Tensor], weight: float = 1) -> None:
         """Count a batch.
 
         Args:
             metrics: Scalars; the same names in every batch and process.
             weight: Number of samples that they are means of.
         """
-        values = [weight * value.detach() for value in metrics.values()]
-        row = torch.stack([*values, torch.full_like(values[0], weight)])
-        self._sums = self._sums + row if self._names else row
-        self._names = list(metrics)
+        new = {name: weight * value.detach() for name, value in metrics.items()}
+        new[_WEIGHT] = torch.full_like(next(iter(new.values())), weight)
+        self._sums = {name: self._sums.get(name, 0) + value for name, value in new.items()}
 
     def log(self, pl_module: LightningModule) -> None:
         """Log the means under the names that they were added by; nothing without a batch."""
-        if self._names:
-            *totals, weight = all_reduce_sum(self._sums)
-            means = {name: total / weight for name, total in zip(self._names, totals, strict=True)}
+        if self._sums:
+            *totals, weight = all_reduce_sum(torch.stack([*self._sums.values()]))
+            means = dict(zip(self._sums, [total / weight for total in totals], strict=False))
             pl_module.log_dict(means, sync_dist=True, batch_size=1)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The names, and the sums of each process; call it on every process."""
-        if not self._names:
-            return {}
-        return {"names": self._names, "sums": all_gather_rows(self._sums[None])}
+    def state_dict(self) -> dict[str, Tensor]:
+        """The sums of each process; call it on every process."""
+        return {name: all_gather_rows(total[None]) for name, total in self._sums.items()}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Continue this process's sums; with another number of processes, start again."""
-        self.reset()
-        if state_dict and len(state_dict["sums"]) == world_size():
-            self._names, self._sums = state_dict["names"], state_dict["sums"][rank()]
+        same = all(len(sums) == world_size() for sums in state_dict.values())
+        self._sums = {name: sums[rank()] for name, sums in state_dict.items()} if same else {}

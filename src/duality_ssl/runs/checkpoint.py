@@ -147,7 +147,7 @@ class LastCheckpoint(_RunCheckpoint):
         last = Path(self.format_checkpoint_name({}))
         new, previous = last.with_name("next.ckpt"), last.with_name("previous.ckpt")
         self.best_model_path = str(last)  # which loggers may upload
-        trainer.save_checkpoint(new)
+        trainer.save_checkpoint(new, weights_only=False)
         if trainer.is_global_zero:
             # a kill between two renames leaves the newest state under one name or another
             if new.exists():
