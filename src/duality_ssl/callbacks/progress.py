@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
@@ -105,6 +105,7 @@ class RunSummary(Callback):
         """Count the batch."""
         self._loss = outputs["loss"].detach()
         self._watch.batch_ends(extract_batch_size(batch) * world_size())
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -163,21 +164,21 @@ def _host_seconds(trainer: Trainer) -> dict[str, float]:
     return dict(getattr(getattr(trainer, "datamodule", None), "host_seconds", {}))
 
 
-class RunProgress(RunSummary, RichProgressBar):
+class RunProgress(RunSummary, TQDMProgressBar):
     """Loss, online probe and images a second: a bar in a terminal, a line per epoch elsewhere.
 
     At the end it prints the line of `RunSummary`.
 
     Args:
-        refresh_rate: Updates of the bar a second; 0 for no bar.
+        refresh_rate: Batches between two updates of the bar, which wait for the device; 0 for no
+            bar.
         leave: Keep the bar of every epoch on the screen.
     """
 
-    def __init__(self, refresh_rate: int = 4, leave: bool = False) -> None:
+    def __init__(self, refresh_rate: int = 10, leave: bool = False) -> None:
         super().__init__(refresh_rate=refresh_rate, leave=leave)
         self._loss_sum: Tensor | float = 0.0
         self._batches = 0
-        self._next_update = 0.0
 
     @property
     def state_key(self) -> str:
@@ -198,10 +199,17 @@ class RunProgress(RunSummary, RichProgressBar):
         if not sys.stdout.isatty():
             self.disable()
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the bar, perhaps in the middle of an epoch."""
+        super().on_train_start(trainer, pl_module)
+        self.train_progress_bar.total = trainer.num_training_batches
+        self.train_progress_bar.set_description(_epoch(trainer))
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the epoch's figures."""
         self._loss_sum, self._batches = 0.0, 0
         super().on_train_epoch_start(trainer, pl_module)
+        self.train_progress_bar.set_description(_epoch(trainer))  # Lightning counts from 0
 
     def on_train_batch_end(
         self,
@@ -211,46 +219,30 @@ class RunProgress(RunSummary, RichProgressBar):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Count the batch; draw the bar a few times a second, as drawing waits for the device."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        """Count the batch."""
         self._loss_sum = self._loss_sum + outputs["loss"].detach()
         self._batches += 1
-        now = time.perf_counter()
-        if self.is_enabled and (now >= self._next_update or trainer.is_last_batch):
-            self._next_update = now + 1 / self.refresh_rate
-            RichProgressBar.on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx)
-            if self.progress and self.train_progress_bar_id is not None:
-                # Lightning counts epochs from 0
-                self.progress.update(self.train_progress_bar_id, description=_epoch(trainer))
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the epoch's line where there is no bar."""
         super().on_train_epoch_end(trainer, pl_module)
         if trainer.is_global_zero and self.is_disabled:
-            parts = [_epoch(trainer)]
+            metrics = self.get_metrics(trainer, pl_module)
             if self._batches:
-                parts.append(f"loss {float(self._loss_sum) / self._batches:.4g}")
-            parts += [f"{name} {value}" for name, value in _probe(trainer).items()]
-            print("  ".join([*parts, f"{self._images_per_second():,.0f} images/s"]), flush=True)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take down the bar before the run's line."""
-        if self.progress:
-            self.progress.stop()
-        super().on_train_end(trainer, pl_module)
+                metrics["loss"] = f"{float(self._loss_sum) / self._batches:.4g}"
+            speed = f"{metrics.pop('images/s')} images/s"
+            figures = [f"{name} {value}" for name, value in metrics.items()]
+            print("  ".join([_epoch(trainer), *figures, speed]), flush=True)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """What the bar shows: the last loss, the last probe top-1, images a second."""
-        loss = {} if self._loss is None else {"loss": f"{self._loss.item():.4g}"}
-        return {**loss, **_probe(trainer), "images/s": f"{self._images_per_second():,.0f}"}
+        metrics = {} if self._loss is None else {"loss": f"{self._loss.item():.4g}"}
+        if (top1 := trainer.callback_metrics.get("val/probe_top1")) is not None:
+            metrics["probe top-1"] = f"{top1.item():.1%}"
+        return {**metrics, "images/s": f"{self._images_per_second():,.0f}"}
 
 
 def _epoch(trainer: Trainer) -> str:
     limited = trainer.max_epochs is not None and trainer.max_epochs > 0
     return f"epoch {trainer.current_epoch + 1}" + (f"/{trainer.max_epochs}" if limited else "")
-
-
-def _probe(trainer: Trainer) -> dict[str, str]:
-    """Top-1 accuracy of the online probe at the last validation, if there was one."""
-    top1 = trainer.callback_metrics.get("val/probe_top1")
-    return {} if top1 is None else {"probe top-1": f"{top1.item():.1%}"}

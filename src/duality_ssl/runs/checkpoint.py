@@ -180,29 +180,17 @@ class BestCheckpoint(_RunCheckpoint):
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
-        self._resumes_here = False
         self._warned = False
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Note whether the fit resumes in the folder of the checkpoint."""
-        if self.dirpath is not None and trainer.ckpt_path is not None:
-            folder = Path(trainer.ckpt_path).parent
-            self._resumes_here = folder.resolve() == Path(self.dirpath).resolve()
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score, wherever the run's folder has been moved to."""
-        if not self._resumes_here:
-            return
-        self.current_score = state_dict["current_score"]
-        self.best_model_score = state_dict["best_model_score"]
-        if self.best_model_score is not None:
-            # its own name and not the checkpoint's: the former best is deleted by this path
-            path = self.format_checkpoint_name({})
+        """Restore the best score if its checkpoint is in this run's folder."""
+        path = self.format_checkpoint_name({})
+        if state_dict["best_model_score"] is not None and Path(path).exists():
+            self.current_score = state_dict["current_score"]
+            self.best_model_score = self.kth_value = state_dict["best_model_score"]
+            # this file and not the one of the state: what is no longer the best is deleted
             self.best_model_path = self.kth_best_model_path = path
-            self.best_k_models = {path: self.best_model_score}
-            self.kth_value = self.best_model_score
+            self.best_k_models = {path: self.kth_value}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the state if it is the best so far; warn once if the metric is not logged."""
