@@ -71,7 +71,7 @@ class LastCheckpoint(_RunCheckpoint):
                 f"{every_n_epochs} and {every_n_steps}."
             )
         super().__init__(
-            filename="last", every_n_epochs=every_n_epochs, save_on_train_epoch_end=True
+            filename="last", every_n_epochs=every_n_epochs, save_on_train_epoch_end=False
         )
         self.every_n_steps = every_n_steps
         self._saved_step = 0
@@ -123,12 +123,9 @@ class LastCheckpoint(_RunCheckpoint):
             self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the batch."""
+        """Note the batch, and write nothing yet: its metrics are logged after this."""
         if not trainer.sanity_checking:
             self._validated_batch = trainer.fit_loop.total_batch_idx
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write nothing yet: the epoch's metrics are logged after this."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the end of the run."""
