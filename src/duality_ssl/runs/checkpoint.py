@@ -84,11 +84,11 @@ class LastCheckpoint(_RunCheckpoint):
         return type(self).__qualname__
 
     def state_dict(self) -> dict[str, Any]:
-        """The batch that the last validation followed."""
-        return {"validated_batch": self._validated_batch}
+        """Lightning's, and the batch that the last validation followed."""
+        return {**super().state_dict(), "validated_batch": self._validated_batch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore the batch; the rest is of no use to a resumed fit."""
         self._validated_batch = state_dict.get("validated_batch")
 
     def on_save_checkpoint(
