@@ -1,1 +1,1 @@
-"""Private names of libraries, a module a library: what each is for, and what breaks without it."""
+"""Private names of libraries, a module per library: what each is for, what breaks without it."""

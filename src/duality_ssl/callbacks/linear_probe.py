@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from duality_ssl.callbacks.labelled import Accuracies, LabelledCallback, is_validation_set
+from duality_ssl.callbacks.means import EpochMeans
 from duality_ssl.distributed import (
     all_gather_rows,
     all_reduce_sum,
@@ -142,20 +143,24 @@ class OnlineLinearProbe(LabelledCallback):
         self._steps = 0
         self._total_steps = math.inf
         self._probe_batches = 0
+        self._means = EpochMeans()
 
     def state_dict(self) -> dict[str, Any]:
-        """Heads with their statistics, optimiser, and the number of steps taken."""
+        """Heads with their statistics, optimiser, steps taken, and the epoch's means so far."""
         if self._optimizer is None:
             return self._restored or {}
         return {
             "heads": self.heads.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "steps": self._steps,
+            "means": self._means.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the heads are built, on the module's device."""
         self._restored = state_dict
+        if "means" in state_dict:
+            self._means.load_state_dict(state_dict["means"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start without heads, which the first features build; keep those of a fit gone on."""
@@ -167,6 +172,15 @@ class OnlineLinearProbe(LabelledCallback):
         # estimated_stepping_batches counts optimiser steps; a probe takes one every batch
         batches = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
         self._total_steps = batches if batches > 0 else math.inf
+        self._means.to(pl_module.device)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the epoch's means."""
+        self._means.reset()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the epoch's means."""
+        self._means.log(pl_module)
 
     def on_train_batch_end(
         self,
@@ -183,7 +197,7 @@ class OnlineLinearProbe(LabelledCallback):
         optimizer = self._optimizer_for(features)
         progress = self._steps / self._total_steps
         metrics = self._step(optimizer, features, labels, progress, seen=self._steps)
-        _log(pl_module, metrics, len(labels))
+        self._means.add(metrics, len(labels))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Agree on the batches of the labelled set; take the checkpoint's heads if not done yet."""
