@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from duality_ssl.methods.optimization import parameter_groups, scaled_lr, warmup_cosine
 from duality_ssl.networks.backbones import create_backbone
 from duality_ssl.networks.projector import create_projector
-from duality_ssl.optim import LARS, fuse, parameter_groups, scaled_lr, warmup_cosine
+from duality_ssl.optim import LARS, fuse
 
 STEPS = 6
 SHAPES = {"matrix": (7, 5), "kernel": (4, 3, 3, 3), "vector": (6,), "scalar": ()}

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
+from duality_ssl.methods.optimization import parameter_groups
 from duality_ssl.networks.backbones import create_backbone
-from duality_ssl.optim import LARS, parameter_groups
+from duality_ssl.optim import LARS
 
 
 class Everything(nn.Module):
