@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from duality_ssl.callbacks import OnlineKNN, OnlineLinearProbe
-from duality_ssl.callbacks.linear_probe import StandardizedLinear
+from duality_ssl.callbacks.standardized import StandardizedLinear
 from duality_ssl.evaluation import linear_top1
 
 TOP1 = {"train/probe_loss", "train/probe_top1", "val/probe_top1"}

@@ -437,7 +437,7 @@ def test_evaluation_takes_plain_batches(batch: Any) -> None:
 @pytest.mark.parametrize(
     ("take", "batch", "said"),
     [
-        (two_views, [X, Y], r"got \(a tensor \(4, 1, 8, 8\), a tensor \(4,\)\): have the training"),
+        (two_views, [X, Y], r"got \(a tensor \(4, 1, 8, 8\), a tensor \(4,\)\): let the training"),
         (two_views, [X, X], "two views of N images and N labels"),
         (two_views, [[X, X, X], Y], "two views of N images and N labels"),
         (two_views, {"x": X}, "got a dict"),
