@@ -1,7 +1,7 @@
 """CollapseGuard: warns early of a run that diverged, collapsed, or has nothing to learn from."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -156,12 +156,7 @@ class CollapseGuard(Callback):
         self._rates.append(max(rates))
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Mapping[str, Any],  # type: ignore[override]
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Record on the device what was not finite; check if it is time."""
         embeddings, loss = views(outputs, "embeddings", "training_step"), outputs["loss"].detach()

@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MetricCollection
 
@@ -117,7 +115,6 @@ class OnlineKNN(LabelledCallback):
         self._restored: dict[str, Any] = {}
         self._gathered: tuple[Tensor, Tensor] | None = None
         self._accuracies: MetricCollection | None = None
-        self._warned_of_validate = False
 
     def state_dict(self) -> dict[str, Any]:
         """The bank, if it has features of training batches."""
@@ -132,12 +129,7 @@ class OnlineKNN(LabelledCallback):
         self._bank = None
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the step's features of all views to the bank."""
         if self.num_classes is None or self.learns_in_validation(trainer):
@@ -162,13 +154,6 @@ class OnlineKNN(LabelledCallback):
             self._bank = self._new_bank(self._share(), pl_module.device)
         if self._bank is not None:
             self._gathered = self._bank.gather()
-        elif trainer.state.fn == TrainerFn.VALIDATING and not self._warned_of_validate:
-            rank_zero_warn(
-                "OnlineKNN is off: its neighbours are features of training batches, and this "
-                "`validate` has none. Run `test`, which has a k-NN of its own, or name a labelled "
-                "set with --data.probe_source or --data.probe_root."
-            )
-            self._warned_of_validate = True
 
     def on_validation_batch_end(
         self,

@@ -115,12 +115,7 @@ class OnlineLinearProbe(LabelledCallback):
         self._total_steps = batches if batches > 0 else math.inf
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take one step on the features of all views, if the batch has the labels."""
         if self.num_classes is None or self.learns_in_validation(trainer):

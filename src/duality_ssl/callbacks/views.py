@@ -1,6 +1,5 @@
 """The two augmented views side by side in TensorBoard."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,12 +41,7 @@ class ViewGrid(Callback):
         self._drawn = False
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Mapping[str, Any],  # type: ignore[override]
-        batch: tuple[list[Tensor], Tensor],
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write the grid, if it is due."""
         again = self.every_n_epochs and trainer.current_epoch % self.every_n_epochs == 0

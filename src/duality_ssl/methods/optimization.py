@@ -21,13 +21,8 @@ def scaled_lr(base_lr: float, global_batch: int) -> float:
         global_batch: Images of one optimizer step, over all processes and accumulated batches; the
             two views of an image count once.
 
-    Raises:
-        ValueError: If ``global_batch`` is not positive.
-
     Reference: Goyal et al., 2017, section 2.1, https://arxiv.org/abs/1706.02677
     """
-    if global_batch < 1:
-        raise ValueError(f"Expected `global_batch` to be at least 1, but got {global_batch}.")
     return base_lr * global_batch / 256
 
 
@@ -55,19 +50,7 @@ def warmup_cosine(
 
     Returns:
         A scheduler to be stepped after each optimizer step.
-
-    Raises:
-        ValueError: If ``warmup_steps`` is negative, ``total_steps`` not positive, or ``floor``
-            outside [0, 1].
     """
-    if warmup_steps < 0:
-        raise ValueError(f"Expected `warmup_steps` to be at least 0, but got {warmup_steps}.")
-    if total_steps < 1:
-        raise ValueError(f"Expected `total_steps` to be at least 1, but got {total_steps}.")
-    if not 0 <= floor <= 1:
-        raise ValueError(
-            f"Expected `floor` to be a fraction of the learning rate in [0, 1], but got {floor}."
-        )
 
     def factor(step: int) -> float:
         if step < warmup_steps:
@@ -82,13 +65,10 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     """Split the trainable parameters of a module into two groups for an optimizer.
 
     The second group, neither decayed nor adapted by `~duality_ssl.optim.LARS`, holds the biases,
-    the parameters of normalization layers and all other vectors, with or without further dimensions
-    of size one (the layer scale of a ConvNeXt has shape ``(C, 1, 1)``; a weight of one output
-    counts too).
-
-    It also holds what a module at any depth exempts by a method ``no_weight_decay()``, as timm's
-    transformers exempt position embeddings, relative position tables and register tokens. The
-    method returns names as in the module's own ``named_parameters()``; ``*`` stands for any part.
+    the parameters of normalization layers and all other vectors, also those with further dimensions
+    of size one (the layer scale of a ConvNeXt has shape ``(C, 1, 1)``). It also holds what a module
+    at any depth exempts by a method ``no_weight_decay()``, as timm's transformers exempt position
+    embeddings and tokens: names as in the module's own ``named_parameters()``, ``*`` for any part.
 
     The first group holds the rest, and LARS adapts it even if ``weight_decay`` is zero; other
     optimizers ignore ``"adapt"``.
@@ -101,10 +81,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         Two groups, always in this order; either may be empty.
 
     Raises:
-        ValueError: If ``weight_decay`` is negative or the module has nothing to train.
+        ValueError: If the module has nothing to train.
     """
-    if not weight_decay >= 0:
-        raise ValueError(f"Expected `weight_decay` to be at least 0, but got {weight_decay}.")
     # of all norms these alone may have weights that are no vectors
     norms = (nn.LayerNorm, nn.RMSNorm)
     weights: dict[nn.Parameter, None] = {}  # ordered sets: layers may share a parameter
