@@ -19,16 +19,17 @@ from duality_ssl.distributed import all_reduce_sum, processes
 from duality_ssl.functional import normalize_rows, rankme
 from duality_ssl.runs.checkpoint import is_damaged
 
-_COLLAPSED = (
-    "Try a lower learning rate, a lower temperature, or a higher weight of the term that spreads "
-    "the embeddings (variance, covariance, redundancy); and check that batches are not tiny."
-)
-_EXPLODED = "Try a lower learning rate (--model.base_lr) or --trainer.gradient_clip_val 1."
-_OVERFLOW = "Take --trainer.precision bf16-mixed, or 32-true, in place of 16-mixed."
-_NO_RATE = "Set --model.base_lr, --model.warmup_epochs or --model.scheduler otherwise."
-_NO_IMAGES = "Look at --data.root and at what prepared it."
-_ONE_DIMENSION = "Let --model.projector end in 2 or more."
-_PAIR = "Set --data.batch_size higher."
+_REMEDIES = {
+    "collapse": "Try a lower learning rate, a lower temperature, or a higher weight of the term "
+    "that spreads the embeddings (variance, covariance, redundancy); and check that batches are "
+    "not tiny.",
+    "growth": "Try a lower learning rate (--model.base_lr) or --trainer.gradient_clip_val 1.",
+    "overflow": "Take --trainer.precision bf16-mixed, or 32-true, in place of 16-mixed.",
+    "rate": "Set --model.base_lr, --model.warmup_epochs or --model.scheduler otherwise.",
+    "images": "Look at --data.root and at what prepared it.",
+    "dimension": "Let --model.projector end in 2 or more.",
+    "pair": "Set --data.batch_size higher.",
+}
 _LOOKED_AT = 32  # images, before the first step
 _LEAST_RATE = torch.finfo(torch.float32).tiny  # float32 rounds a step of a lower rate to 0
 
@@ -90,20 +91,15 @@ class CollapseGuard(Callback):
     ) -> None:
         if action not in ("warn", "stop"):
             raise ValueError(f"Expected `action` to be 'warn' or 'stop', but got {action!r}.")
-        if every_n_steps < 1 or patience < 1 or max_samples < 2:
+        if every_n_steps < 1 or patience < 1 or max_samples < 2 or not max_growth > 1:
             raise ValueError(
-                "Expected `every_n_steps` and `patience` of at least 1 and `max_samples` of at "
-                f"least 2, but got {every_n_steps}, {patience} and {max_samples}."
+                "Expected `every_n_steps` and `patience` of at least 1, `max_samples` of at least "
+                "2 and `max_growth` above 1, but got "
+                f"{every_n_steps}, {patience}, {max_samples} and {max_growth}."
             )
-        if not max_growth > 1:
-            raise ValueError(f"Expected `max_growth` above 1, but got {max_growth}.")
         self.action = action
-        self.min_std = min_std
-        self.min_rank = min_rank
-        self.every_n_steps = every_n_steps
-        self.patience = patience
-        self.max_samples = max_samples
-        self.max_growth = max_growth
+        self.min_std, self.min_rank, self.max_growth = min_std, min_rank, max_growth
+        self.every_n_steps, self.patience, self.max_samples = every_n_steps, patience, max_samples
         self._reset()
 
     def _reset(self) -> None:
@@ -136,7 +132,7 @@ class CollapseGuard(Callback):
         rate = max(float(group.get("initial_lr", group["lr"])) for group in groups)
         if rate < _LEAST_RATE:
             what = f"the learning rate is {rate:g}, so that nothing will be learnt."
-            self._act(trainer, "rate", what, _NO_RATE)
+            self._act(trainer, "rate", what)
         glance = getattr(trainer.train_dataloader, "glance", None)
         if glance is not None:
             self._look_at(trainer, glance(_LOOKED_AT))
@@ -180,10 +176,9 @@ class CollapseGuard(Callback):
         pixels, n = images.flatten(2), len(images)
         plain = int((pixels.amax(2) == pixels.amin(2)).all(1).sum())
         if (images == images[:1]).all():
-            self._act(trainer, "images", f"all of {n} images looked at are the same.", _NO_IMAGES)
+            self._act(trainer, "images", f"all of {n} images looked at are the same.")
         elif 2 * plain > n:
-            what = f"{plain} of {n} images looked at are of one colour."
-            self._act(trainer, "images", what, _NO_IMAGES)
+            self._act(trainer, "images", f"{plain} of {n} images looked at are of one colour.")
 
     def _check_first_batch(
         self, trainer: Trainer, pl_module: LightningModule, images: Sequence[Tensor]
@@ -193,11 +188,11 @@ class CollapseGuard(Callback):
             self._look_at(trainer, processes().rows(images[0][:_LOOKED_AT]))
         if self._latest.shape[1] == 1:
             what = "the embeddings have one dimension: their direction is only a sign."
-            self._act(trainer, "dimension", what, _ONE_DIMENSION)
+            self._act(trainer, "dimension", what)
         rows = len(self._latest) * (2 if getattr(pl_module, "joint_forward", False) else 1)
         if rows == 2 and any(isinstance(layer, nn.BatchNorm1d) for layer in pl_module.modules()):
             what = "batch norm of a batch of 2 makes each unit +1 or -1, whatever the images show."
-            self._act(trainer, "pair", what, _PAIR)
+            self._act(trainer, "pair", what)
 
     def _check(self, trainer: Trainer, pl_module: LightningModule, first: bool = False) -> None:
         faults, self._faults = self._faults, []
@@ -214,12 +209,12 @@ class CollapseGuard(Callback):
                 f"all {len(faults)} steps since the last check overflowed in float16 and were "
                 f"skipped; the loss scale is down to {scaler.get_scale():.3g}."
             )
-            self._act(trainer, "overflow", what, _OVERFLOW, fatal=self._strikes >= self.patience)
+            self._act(trainer, "overflow", what, fatal=self._strikes >= self.patience)
             return
         if len(self._rates) > 1:  # the first step of a warm-up may have a rate of 0
             if max(self._rates) < _LEAST_RATE:
-                what = f"the learning rate was 0 in each of {len(self._rates)} steps."
-                self._act(trainer, "rate", what, _NO_RATE)
+                steps = len(self._rates)
+                self._act(trainer, "rate", f"the learning rate was 0 in each of {steps} steps.")
             self._rates.clear()
         z = processes().rows(self._latest)[: self.max_samples]
         growth, collapse = self._growth(z), self._collapse(z)
@@ -229,10 +224,9 @@ class CollapseGuard(Callback):
         if self._strikes < self.patience:
             return
         if growth:
-            self._act(trainer, "growth", growth, _EXPLODED)
+            self._act(trainer, "growth", growth)
         elif collapse:
-            what = f"the embeddings have collapsed: {collapse}."
-            self._act(trainer, "collapse", what, _COLLAPSED)
+            self._act(trainer, "collapse", f"the embeddings have collapsed: {collapse}.")
 
     def _growth(self, z: Tensor) -> str | None:
         """Which norm has exploded; None if none has."""
@@ -271,13 +265,12 @@ class CollapseGuard(Callback):
         damaged = is_damaged(pl_module)
         if damaged:
             what += " The weights are not finite any more, and no step can repair them."
-        self._act(trainer, "fault", what, remedy, fatal=damaged or self._strikes >= self.patience)
+        fatal = damaged or self._strikes >= self.patience
+        self._act(trainer, "fault", f"{what} {remedy}", fatal)
 
-    def _act(
-        self, trainer: Trainer, kind: str, what: str, remedy: str, fatal: bool = False
-    ) -> None:
+    def _act(self, trainer: Trainer, kind: str, what: str, fatal: bool = False) -> None:
         """Warn once of each kind, or end the fit."""
-        message = f"Step {trainer.global_step}: {what} {remedy}"
+        message = f"Step {trainer.global_step}: {what} {_REMEDIES.get(kind, '')}".rstrip()
         if fatal or self.action == "stop":
             raise GuardError(f"{message} Training stops here; {_kept(trainer)}")
         if kind not in self._warned:

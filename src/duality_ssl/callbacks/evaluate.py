@@ -8,7 +8,6 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from duality_ssl.callbacks.outputs import OutputStore, output_path
 from duality_ssl.evaluation import Settings, evaluate
@@ -96,21 +95,8 @@ class OfflineEvaluation(Callback):
         for name, value in results.items():
             # nothing is synchronized, since the others have returned; this silences the advice
             pl_module.log(f"test/{name}", value, rank_zero_only=True, sync_dist=True)
-        record = {**results, **self._facts(trainer, pl_module, train, val)}
-        content = json.dumps(record, indent=2) + "\n"
-        write_atomically(path, lambda file: file.write(content.encode()))
-        figures = (f"{name} {results[name]:.4g}" for name in _PRINTED if name in results)
-        rank_zero_info(f"{', '.join(figures)}. Wrote {path}.")
-
-    def _facts(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        train: Mapping[str, Tensor],
-        val: Mapping[str, Tensor],
-    ) -> dict[str, Any]:
-        """Describe what was evaluated."""
-        return {
+        record = {
+            **results,
             "method": type(pl_module).__name__,
             "checkpoint": Path(trainer.ckpt_path).name if trainer.ckpt_path else None,
             "num_train": len(train["labels"]),
@@ -118,3 +104,7 @@ class OfflineEvaluation(Callback):
             "num_features": train["features"].shape[1],
             "settings": asdict(self.settings),
         }
+        content = json.dumps(record, indent=2) + "\n"
+        write_atomically(path, lambda file: file.write(content.encode()))
+        figures = (f"{name} {results[name]:.4g}" for name in _PRINTED if name in results)
+        rank_zero_info(f"{', '.join(figures)}. Wrote {path}.")

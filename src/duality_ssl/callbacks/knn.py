@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor
-from torchmetrics import MetricCollection
 
-from duality_ssl.callbacks.labelled import LabelledCallback, accuracies, is_validation_set
+from duality_ssl.callbacks.labelled import LabelledCallback
 from duality_ssl.distributed import all_gather_rows, rank, world_size
 from duality_ssl.evaluation import Settings, knn_votes
 
@@ -102,19 +101,16 @@ class OnlineKNN(LabelledCallback):
         bank_size: int = 16_384,
         num_classes: int | None = None,
     ) -> None:
-        super().__init__(num_classes)
+        super().__init__(["features"], num_classes)
         if k < 1 or bank_size < 1 or not temperature > 0:
             raise ValueError(
                 "Expected `k` and `bank_size` of at least 1 and `temperature` above 0, but got "
                 f"k={k}, bank_size={bank_size}, temperature={temperature}."
             )
-        self.k = k
-        self.temperature = temperature
-        self.bank_size = bank_size
+        self.k, self.temperature, self.bank_size = k, temperature, bank_size
         self._bank: FeatureBank | None = None
         self._restored: dict[str, Any] = {}
         self._gathered: tuple[Tensor, Tensor] | None = None
-        self._accuracies: MetricCollection | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The bank, if it has features of training batches."""
@@ -128,74 +124,45 @@ class OnlineKNN(LabelledCallback):
         """Start with an empty bank, or that of the checkpoint."""
         self._bank = None
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Add the step's features of all views to the bank."""
-        if self.num_classes is None or self.learns_in_validation(trainer):
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the bank of a checkpoint, or start anew with a labelled set."""
+        self._gathered = None
+        if trainer.sanity_checking:
             return
-        rows = self.labelled(outputs, ["features"], "training_step")
+        if self.learns_in_validation(trainer):
+            self._bank = None
+        elif self._bank is None and self._restored and self.num_classes is not None:
+            self._bank = self._new_bank(self._share(), pl_module.device)
+
+    def learn(
+        self, trainer: Trainer, pl_module: LightningModule, rows: dict[str, Tensor], batch_idx: int
+    ) -> None:
+        """Add the features to the bank."""
         if self._bank is None:
-            # older features come from an outdated network: one epoch is enough
-            epoch = trainer.num_training_batches * len(rows["labels"])
-            self._bank = self._new_bank(int(min(self._share(), epoch)), pl_module.device)
+            capacity = self._share()
+            if not self.learns_in_validation(trainer):
+                # older features come from an outdated network: one epoch is enough
+                epoch = trainer.num_training_batches * len(rows["labels"])
+                capacity = int(min(capacity, epoch))
+            self._bank = self._new_bank(capacity, pl_module.device)
         self._bank.add(rows["features"], rows["labels"])
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather the bank over the processes."""
-        if self.num_classes is None or trainer.sanity_checking:
-            return
-        self._accuracies = accuracies(self.num_classes, "val/knn_", pl_module.device)
-        self._gathered = None
-        if self.learns_in_validation(trainer):
-            self._bank = FeatureBank(self._share())
-            return
-        if self._bank is None and self._restored:
-            self._bank = self._new_bank(self._share(), pl_module.device)
-        if self._bank is not None:
-            self._gathered = self._bank.gather()
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Classify the validation set; fill the bank from an earlier, labelled loader."""
-        if self.num_classes is None or self._accuracies is None or trainer.sanity_checking:
-            return
+    def scores(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Count the votes of the neighbours, in the bank of all processes."""
         if self._bank is None:
-            return
-        rows = self.labelled(outputs, ["features"], "validation_step")
-        features, labels = rows["features"], rows["labels"]
-        if not is_validation_set(trainer, dataloader_idx):
-            if dataloader_idx == 0 and self.learns_in_validation(trainer):
-                self._bank.add(features, labels)
-            return
+            return {}
         if self._gathered is None:
             self._gathered = self._bank.gather()
-        if len(self._gathered[0]):
-            bank, bank_labels = self._gathered
-            votes = knn_votes(
-                bank,
-                bank_labels,
-                features,
-                self.num_classes,
-                k=self.k,
-                temperature=self.temperature,
-            )
-            self._accuracies.update(votes, labels)
+        bank, labels = self._gathered
+        if not len(bank):
+            return {}
+        queries, classes = rows["features"], self.num_classes or 0
+        votes = knn_votes(bank, labels, queries, classes, k=self.k, temperature=self.temperature)
+        return {"knn": votes}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the accuracies over all processes; free the gathered bank."""
-        if self._accuracies is None or self._gathered is None or trainer.sanity_checking:
-            return
-        if len(self._gathered[0]):
-            # every process has the same value: sync_dist only silences Lightning's advice
-            pl_module.log_dict(self._accuracies.compute(), sync_dist=True)
+        super().on_validation_epoch_end(trainer, pl_module)
         self._gathered = None
         if self.learns_in_validation(trainer):
             self._bank = None

@@ -1,5 +1,6 @@
-"""Shared by the callbacks that need labels: number of classes, roles of the loaders, accuracies."""
+"""The base of the callbacks that classify: loaders with labels, number of classes, accuracies."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,24 +15,27 @@ from duality_ssl.callbacks.outputs import step_rows
 
 
 class LabelledCallback(Callback):
-    """A callback that is off, with one warning, if the number of classes is not known.
+    """Learns from labelled rows of the steps' outputs, and classifies those of the validation set.
 
-    The number is an argument, or the data module's ``num_classes`` (None without labels). The data
-    module's ``probe_is_pretrain`` says whether pretraining batches have the labels. The last
-    validation loader is the validation set; an earlier one is a labelled set to learn from instead.
+    It learns from training batches if they have the labels (the data module's
+    ``probe_is_pretrain``), else from the first of two validation loaders; the last one is the
+    validation set. Without a number of classes it is off, with one warning.
 
     Args:
-        num_classes: Number of classes; by default that of the data module.
+        entries: Names of the outputs, such as ``features``.
+        num_classes: Number of classes; by default the data module's ``num_classes``.
 
     Raises:
-        ValueError: If it is below 1, or a label is not below it.
+        ValueError: If the number is below 1, or a label is not below it.
     """
 
-    def __init__(self, num_classes: int | None = None) -> None:
+    def __init__(self, entries: Sequence[str], num_classes: int | None = None) -> None:
         if num_classes is not None and num_classes < 1:
             raise ValueError(f"Expected `num_classes` of at least 1, but got {num_classes}.")
+        self.entries = entries
         self.num_classes = num_classes
         self._given = num_classes
+        self._accuracies: dict[str, MetricCollection] = {}
         self._warned = False
         self._checked: set[str] = set()
 
@@ -50,9 +54,57 @@ class LabelledCallback(Callback):
             )
             self._warned = True
 
-    def labelled(self, outputs: Any, names: Sequence[str], step: str) -> dict[str, Tensor]:
-        """`step_rows` of these entries and ``labels``, which are below the number of classes."""
-        found = step_rows(outputs, [*names, "labels"], step)
+    @abstractmethod
+    def learn(
+        self, trainer: Trainer, pl_module: LightningModule, rows: dict[str, Tensor], batch_idx: int
+    ) -> None:
+        """Learn from the entries and ``labels`` of a batch."""
+
+    @abstractmethod
+    def scores(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute scores ``(N, C)`` by their name in the logs; none before anything is learnt."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Learn from all views of a training batch, if it has the labels."""
+        if self.num_classes is not None and not self.learns_in_validation(trainer):
+            self.learn(trainer, pl_module, self._rows(outputs, "training_step"), batch_idx)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start counting."""
+        self._accuracies = {}
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Classify the validation set; learn from an earlier, labelled loader."""
+        if self.num_classes is None or trainer.sanity_checking:
+            return
+        if is_validation_set(trainer, dataloader_idx):
+            rows = self._rows(outputs, "validation_step")
+            for name, scores in self.scores(rows).items():
+                if name not in self._accuracies:
+                    self._accuracies[name] = accuracies(self.num_classes, name, scores.device)
+                self._accuracies[name].update(scores, rows["labels"])
+        elif dataloader_idx == 0 and self.learns_in_validation(trainer):
+            self.learn(trainer, pl_module, self._rows(outputs, "validation_step"), batch_idx)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the accuracies over all processes."""
+        for metrics in self._accuracies.values():
+            # every process has the same value: sync_dist only silences Lightning's advice
+            pl_module.log_dict(metrics.compute(), sync_dist=True)
+
+    def _rows(self, outputs: Any, step: str) -> dict[str, Tensor]:
+        """`step_rows` of the entries and ``labels``, which are below the number of classes."""
+        found = step_rows(outputs, [*self.entries, "labels"], step)
         if step not in self._checked:  # the first batch only, since it waits for the device
             self._checked.add(step)
             highest = int(found["labels"].max())
@@ -75,14 +127,12 @@ def is_validation_set(trainer: Trainer, dataloader_idx: int) -> bool:
     return dataloader_idx == len(trainer.num_val_batches) - 1
 
 
-def accuracies(num_classes: int, prefix: str, device: torch.device) -> MetricCollection:
-    """Top-1 accuracy, and top-5 with more than 5 classes, over samples and processes.
-
-    Samples of label -1 do not count.
+def accuracies(num_classes: int, name: str, device: torch.device) -> MetricCollection:
+    """Top-1 accuracy, and top-5 with more than 5 classes, of all samples but those of label -1.
 
     Args:
         num_classes: Number of classes.
-        prefix: Of the names in the logs, ``{prefix}top1`` and ``{prefix}top5``.
+        name: Of ``val/{name}_top1`` and ``val/{name}_top5``.
         device: Device of the scores.
     """
     metrics: dict[str, Metric | MetricCollection] = {
@@ -92,4 +142,4 @@ def accuracies(num_classes: int, prefix: str, device: torch.device) -> MetricCol
         for k in (1, 5)
         if k == 1 or num_classes > k
     }
-    return MetricCollection(metrics, prefix=prefix, compute_groups=False).to(device)
+    return MetricCollection(metrics, prefix=f"val/{name}_", compute_groups=False).to(device)

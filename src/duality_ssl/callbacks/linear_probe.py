@@ -9,9 +9,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torchmetrics import MetricCollection
 
-from duality_ssl.callbacks.labelled import LabelledCallback, accuracies, is_validation_set
+from duality_ssl.callbacks.labelled import LabelledCallback
 from duality_ssl.callbacks.standardized import StandardizedLinear
 from duality_ssl.distributed import (
     all_gather_rows,
@@ -70,7 +69,7 @@ class OnlineLinearProbe(LabelledCallback):
         weight_decay: float = 1e-4,
         num_classes: int | None = None,
     ) -> None:
-        super().__init__(num_classes)
+        super().__init__([_OUTPUTS.get(name, name) for name in representations], num_classes)
         unknown = [name for name in representations if name not in _OUTPUTS]
         if unknown or not representations:
             raise ValueError(
@@ -81,7 +80,6 @@ class OnlineLinearProbe(LabelledCallback):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.heads = nn.ModuleDict()
-        self._accuracies: dict[str, MetricCollection] = {}
         self._optimizer: torch.optim.Optimizer | None = None
         self._restored: dict[str, Any] | None = None
         self._steps = 0
@@ -114,72 +112,43 @@ class OnlineLinearProbe(LabelledCallback):
         batches = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
         self._total_steps = batches if batches > 0 else math.inf
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Take one step on the features of all views, if the batch has the labels."""
-        if self.num_classes is None or self.learns_in_validation(trainer):
-            return
-        features, labels = self._labelled(outputs, "training_step")
-        self._fit_heads_to(features)
-        progress = self._steps / self._total_steps
-        self._step(pl_module, features, labels, progress, seen=self._steps)
-
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the heads of a checkpoint; agree on the batches of the labelled set."""
         if trainer.sanity_checking or self.num_classes is None:
             return
         self._restore(pl_module.device)
-        self._accuracies = {
-            name: accuracies(self.num_classes, f"val/{_NAMES[name]}_", pl_module.device)
-            for name in self.representations
-        }
         if self.learns_in_validation(trainer):
             # a step needs all processes, and shards may differ by a batch
             batches = torch.tensor([trainer.num_val_batches[0]], device=pl_module.device)
             self._probe_batches = int(all_gather_rows(batches).min())
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    def learn(
+        self, trainer: Trainer, pl_module: LightningModule, rows: dict[str, Tensor], batch_idx: int
     ) -> None:
-        """Classify the validation set; learn from an earlier, labelled loader."""
-        if self.num_classes is None or trainer.sanity_checking:
-            return
-        if is_validation_set(trainer, dataloader_idx):
-            if not self.heads:
-                return
-            features, labels = self._labelled(outputs, "validation_step")
-            for name, h in features.items():
-                self._accuracies[name].update(self.heads[name](h), labels)
-        elif (
-            trainer.state.fn == TrainerFn.FITTING
-            and dataloader_idx == 0
-            and batch_idx < self._probe_batches
-            and self.learns_in_validation(trainer)
-        ):
-            features, labels = self._labelled(outputs, "validation_step")
+        """Take one step on the features of all views."""
+        features = {name: rows[_OUTPUTS[name]] for name in self.representations}
+        if not self.learns_in_validation(trainer):
+            self._fit_heads_to(features)
+            progress, seen = self._steps / self._total_steps, self._steps
+        elif trainer.state.fn == TrainerFn.FITTING and batch_idx < self._probe_batches:
             self._fit_heads_to(features)
             # statistics start anew: those of the last validation are of another network
-            self._step(pl_module, features, labels, batch_idx / self._probe_batches, seen=batch_idx)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the accuracies over all processes."""
-        if not self.heads or self.num_classes is None or trainer.sanity_checking:
+            progress, seen = batch_idx / self._probe_batches, batch_idx
+        else:
             return
-        for metrics in self._accuracies.values():
-            # every process has the same value: sync_dist only silences Lightning's advice
-            pl_module.log_dict(metrics.compute(), sync_dist=True)
+        # one name, whichever loader the samples come from
+        pl_module.log_dict(
+            self._step(features, rows["labels"], progress, seen),
+            on_step=False,
+            on_epoch=True,
+            sync_dist=True,
+            batch_size=len(rows["labels"]),
+            add_dataloader_idx=False,
+        )
 
-    def _labelled(self, outputs: Any, step: str) -> tuple[dict[str, Tensor], Tensor]:
-        """Features of each representation, and their labels."""
-        rows = self.labelled(outputs, [_OUTPUTS[name] for name in self.representations], step)
-        return {name: rows[_OUTPUTS[name]] for name in self.representations}, rows["labels"]
+    def scores(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute the logits of each head."""
+        return {_NAMES[name]: head(rows[_OUTPUTS[name]]) for name, head in self.heads.items()}
 
     def _fit_heads_to(self, features: Mapping[str, Tensor]) -> None:
         """Build new heads unless the present ones fit these features."""
@@ -224,17 +193,11 @@ class OnlineLinearProbe(LabelledCallback):
     @torch.inference_mode(False)
     @torch.enable_grad()
     def _step(
-        self,
-        pl_module: LightningModule,
-        features: Mapping[str, Tensor],
-        labels: Tensor,
-        progress: float,
-        seen: int,
-    ) -> None:
-        """Take one step of all heads towards the labels; log their losses and accuracies.
+        self, features: Mapping[str, Tensor], labels: Tensor, progress: float, seen: int
+    ) -> dict[str, Tensor]:
+        """Take one step of all heads towards the labels; return their losses and accuracies.
 
         Args:
-            pl_module: Logs the means over the epoch.
             features: Features by representation.
             labels: Their classes; -1 is unlabelled.
             progress: Position on the learning rate's cosine, from 0 to 1.
@@ -265,15 +228,7 @@ class OnlineLinearProbe(LabelledCallback):
             group["lr"] = self.learning_rate * (1 + math.cos(math.pi * min(progress, 1))) / 2
         optimizer.step()
         self._steps += 1
-        # one name, whichever loader the samples come from
-        pl_module.log_dict(
-            metrics,
-            on_step=False,
-            on_epoch=True,
-            sync_dist=True,
-            batch_size=len(labels),
-            add_dataloader_idx=False,
-        )
+        return metrics
 
 
 def _outside_inference(tensor: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from duality_ssl._internals.lightning import has_sync_batchnorm
 from duality_ssl.batches import one_view, two_views
@@ -134,15 +133,11 @@ class JointEmbedding(LightningModule):
         self.num_features: int = self.backbone.num_features  # type: ignore[assignment]
         self.projector = create_projector(projector, self.num_features, embedding_dim)
         self.embedding_dim: int = self.projector[-1].out_features  # type: ignore[assignment]
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.base_lr = base_lr
-        self.weight_decay = weight_decay
-        self.warmup_epochs = warmup_epochs
-        self.final_lr_fraction = final_lr_fraction
-        self.joint_forward = joint_forward
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.base_lr, self.weight_decay = base_lr, weight_decay
+        self.warmup_epochs, self.final_lr_fraction = warmup_epochs, final_lr_fraction
+        self.joint_forward, self.channels_last = joint_forward, channels_last
         self.pretrained = pretrained
-        self.channels_last = channels_last
         self.compiled = compile  # `compile` is a method of every module
 
     def forward(self, images: Tensor) -> Tensor:
@@ -210,11 +205,6 @@ class JointEmbedding(LightningModule):
         fuse(optimizer)
         if self.scheduler is not None:
             schedule, interval = self.scheduler(optimizer), "epoch"
-            if isinstance(schedule, ReduceLROnPlateau):
-                raise ValueError(
-                    "Expected a scheduler that needs no metric, but got ReduceLROnPlateau: "
-                    "pretraining has no validation loss. Take another one, or none for the cosine."
-                )
         else:
             total = optimization.total_steps(self.trainer)
             warmup = optimization.warmup_steps(self.trainer, self.warmup_epochs, total)
@@ -292,15 +282,12 @@ class JointEmbedding(LightningModule):
         if ours == theirs:
             return
         saved = checkpoint.get("hyper_parameters", {})
-        other = {n: saved[n] for n in _SHAPING if n in saved and saved[n] != self.hparams.get(n)}
+        other = [n for n in _SHAPING if n in saved and saved[n] != self.hparams.get(n)]
+        options = " ".join(f"--model.{name} {saved[name]}" for name in other)
+        differs = min({*ours.items()} ^ {*theirs.items()})[0]
         raise ValueError(
-            "The checkpoint is of another network: "
-            + (
-                f"set {' '.join(f'--model.{name} {value}' for name, value in other.items())}, or "
-                "load only its backbone with --model.pretrained."
-                if other
-                else f"its {min({*ours.items()} ^ {*theirs.items()})[0]} differs from the method's."
-            )
+            f"The checkpoint is of another network ({differs} differs): "
+            f"{f'set {options}, or ' if other else ''}load its backbone with --model.pretrained."
         )
 
     def on_train_start(self) -> None:
@@ -335,31 +322,29 @@ class JointEmbedding(LightningModule):
         """Describe the backbone, the images it expects and how it was trained.
 
         Returns:
-            ``backbone``, its name, and ``in_channels``, for `create_backbone`; ``image_size``, the
-            side in pixels, and ``mean`` and ``std`` of the images' normalization, for values in
-            [0, 1] (None if the data does not say); ``method`` and optimizer ``step``.
+            ``backbone``, its name, and ``in_channels``, for `create_backbone`; ``image_size`` in
+            pixels, and ``mean`` and ``std`` of the images' normalization, for values in [0, 1]
+            (None if not known); ``method`` and optimizer ``step``.
         """
         data = getattr(self.trainer, "datamodule", None)
-        images = {name: getattr(data, name, None) for name in ("image_size", "mean", "std")}
-        for name, value in images.items():
+        about = {"backbone": self.hparams["backbone"], "in_channels": self.in_channels}
+        for name in ("image_size", "mean", "std"):
+            value = getattr(data, name, None)
             # a checkpoint holds plain numbers only, whatever a user's data module has
             numbers = tuple(map(float, value)) if isinstance(value, tuple) else None
-            images[name] = value if isinstance(value, int) else numbers
-        network = {"backbone": self.hparams["backbone"], "in_channels": self.in_channels}
-        training = {"method": type(self).__name__, "step": self.trainer.global_step}
-        return network | images | training
+            about[name] = value if isinstance(value, int) else numbers
+        return about | {"method": type(self).__name__, "step": self.trainer.global_step}
 
     @classmethod
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
         """Build the method from a checkpoint; no code of the file is run.
 
-        Lightning's method with safer defaults: nothing is unpickled, not even from a URL, and the
-        arguments inside the file cannot import classes from arbitrary modules. A backbone at a
-        dotted path has to be named again, ``backbone="mine.two_layers"``, unless it is in the
-        module of the method.
+        Lightning's method, with nothing unpickled and no classes imported from arbitrary modules. A
+        backbone at a dotted path has to be named again, ``backbone="mine.two_layers"``, unless it
+        is in the module of the method.
 
         Args:
-            *args: Those of `lightning.LightningModule.load_from_checkpoint`.
+            *args: As for `lightning.LightningModule.load_from_checkpoint`.
             **kwargs: Likewise.
 
         Raises:

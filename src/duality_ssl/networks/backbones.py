@@ -168,21 +168,13 @@ def check_features(features: Any, rows: int, num_features: int) -> None:
         rows: Number N of its images.
         num_features: The backbone's ``num_features``.
     """
-    if isinstance(features, Tensor) and features.shape == (rows, num_features):
-        return
-    got, remedy = f"a {type(features).__name__}", "return the pooled features alone"
-    if isinstance(features, Tensor):
-        got, remedy = f"{tuple(features.shape)}", "pool them to a row an image"
-        if features.ndim == 3:
-            remedy = "average the tokens, or take the class token"
-        elif features.ndim == 4:
-            remedy = "average the map over its height and width"
-        elif features.ndim == 2 and len(features) == rows:
-            remedy = f"set its `num_features` to {features.shape[1]}"
-    raise ValueError(
-        "Expected the backbone to return features of shape (N, num_features), here "
-        f"{(rows, num_features)}, but got {got}: {remedy} where the backbone is built."
-    )
+    shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+    if shape != (rows, num_features):
+        raise ValueError(
+            "Expected the backbone to return features of shape (N, num_features), here "
+            f"{(rows, num_features)}, but got {shape}: pool maps and tokens to one row an image, "
+            "and set `num_features` to its length, in the function that builds the backbone."
+        )
 
 
 @cache
