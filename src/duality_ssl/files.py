@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, whatever happens on the way."""
+"""Atomic writes: a file is complete or not there, whatever interrupts the write."""
 
 import os
 import tempfile
@@ -11,13 +11,13 @@ _TEMPORARY = ".tmp"
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file whole or not at all: beside it first, on the disk, then in its place.
+    """Write a temporary file beside ``path``, force it to the disk, and rename it.
 
-    A process that is killed on the way leaves the old file, and a temporary one that
-    `remove_temporary` finds; any error leaves the old file alone.
+    An error leaves the old file unchanged; so does a kill, with a temporary file that
+    `remove_temporary` deletes.
 
     Args:
-        path: The file; its folder is made where there is none.
+        path: The file; its folder is created if it is missing.
         write: Writes the content into an open binary file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp's file is its owner's alone; give it what a plain open would have
+        # mkstemp lets only the owner read; set the mode of a plain open
         umask = os.umask(0)
         os.umask(umask)
         Path(name).chmod(0o666 & ~umask)
@@ -39,13 +39,13 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Delete what a process left in a folder that was killed while it wrote."""
+    """Delete the temporary files of a killed process."""
     for path in folder.glob(f".*{_TEMPORARY}"):
         path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Put the new name on the disk too; where a file system cannot, it does so in its own time."""
+    """Force the new name to the disk, if the file system can."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

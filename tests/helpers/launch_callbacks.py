@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,19 @@ class KeepWeights(Callback):
 
 
 class Strike(Callback):
-    """Sends a process a signal when it begins its third step.
+    """Has a process hang, or get a signal, when it begins its third step.
 
     Args:
         rank: The process.
-        name: Name of the signal.
+        name: Name of the signal, or "hang".
     """
 
     def __init__(self, rank: int, name: str) -> None:
-        self.rank, self.number = rank, signal.Signals[name]
+        self.rank, self.name = rank, name
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if (trainer.global_rank, trainer.global_step) == (self.rank, 2):
-            os.kill(os.getpid(), self.number)
+        if (trainer.global_rank, trainer.global_step) != (self.rank, 2):
+            return
+        if self.name == "hang":
+            time.sleep(3600)
+        os.kill(os.getpid(), signal.Signals[self.name])

@@ -11,38 +11,58 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
+from helpers.callback_stubs import trainer
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-from duality_ssl import JointEmbedding
-from duality_ssl.callbacks import Preemption
+from duality_ssl import JointEmbedding, VICReg
+from duality_ssl.callbacks import LastCheckpoint, OnlineLinearProbe, Preemption, StepSeed
 from duality_ssl.cli import main
+from duality_ssl.data import SSLDataModule
 from duality_ssl.runs.folder import Checkpoint, newest_checkpoint, read_checkpoint
+from duality_ssl.runs.loggers import RunCSVLogger
 
-DIGITS = str(Path(__file__).parents[2] / "configs/data/digits.yaml")
-# 4 batches an epoch
-FIT = [
-    *("fit", "-c", DIGITS, "--model", "VICReg", "--data.subset", "256", "--data.batch_size", "64"),
-    *("--model.projector", "32-32", "--model.warmup_epochs", "0", "--trainer.max_epochs", "2"),
-    *("--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "1"),
-    *("--without", "[knn, rankme, duality, guard, views]", "--ckpt_path", "last"),
-]
-TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-RUN = Path("runs/digits/VICReg/version_0")
+RUN = Path("runs/version_0")
+
+
+def fit(**settings: Any) -> None:
+    """Resume the run of this folder from its newest checkpoint, or start it: 2 x 4 batches."""
+    lightning.seed_everything(0, verbose=False)
+    module = VICReg(backbone="resnet_tiny", projector="16-16", in_channels=1, warmup_epochs=0.5)
+    data = SSLDataModule("digits", batch_size=16, image_size=8, subset=64, seed=3)
+    logger = RunCSVLogger(".", name="runs", version=0)
+    callbacks = OnlineLinearProbe(), Preemption(), LastCheckpoint(), StepSeed()
+    defaults = {"enable_checkpointing": True, "num_sanity_val_steps": 0, "log_every_n_steps": 1}
+    defaults |= {"limit_val_batches": 1, "logger": [logger]}
+    run = trainer(Path(), *callbacks, **(defaults | settings))
+    checkpoint = newest_checkpoint(RUN)
+    path = None if checkpoint is None else checkpoint.path
+    run.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+
+
+def fit_stopped(**settings: Any) -> Checkpoint | None:
+    """Run a fit that gets a signal; return the checkpoint that it has left."""
+    with pytest.raises(SystemExit) as done:
+        fit(**settings)
+    assert done.value.code == 75
+    return newest_checkpoint(RUN)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the run that nobody stopped."""
+    """Folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        main(FIT)
+        fit()
     return folder / RUN
 
 
 @pytest.fixture(autouse=True)
-def _handlers_are_as_before() -> Iterator[None]:
+def _handlers_are_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
     yield
     after = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
@@ -64,16 +84,8 @@ def signal_in(
     patch.setattr(JointEmbedding, hook, hooked)
 
 
-def fit_stopped(words: list[str]) -> Checkpoint | None:
-    """Run a fit that gets a signal; return the checkpoint that it has left."""
-    with pytest.raises(SystemExit) as done:
-        main(words)
-    assert done.value.code == 75
-    return newest_checkpoint(RUN)
-
-
 def assert_same_end(run: Path, other: Path) -> None:
-    """Compare weights, optimiser and logged metrics bit by bit."""
+    """Compare weights, optimizer and logged metrics bit by bit."""
     ours, theirs = (
         torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (run, other)
     )
@@ -101,68 +113,61 @@ MOMENTS = {
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
 @pytest.mark.parametrize(("hook", "epoch", "batch", "step"), MOMENTS.values(), ids=MOMENTS)
-def test_a_signal_keeps_the_state_and_the_same_command_goes_on(
+def test_a_signal_keeps_the_state_and_the_fit_resumes(
     hook: str,
     epoch: int,
     batch: int,
     step: int,
     number: signal.Signals,
     whole: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    with monkeypatch.context() as patch, caplog.at_level("INFO"):
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level("INFO"):
         signal_in(patch, hook, epoch, batch, number)
-        stopped = fit_stopped([*FIT, "--trainer.num_sanity_val_steps", "0"])
+        stopped = fit_stopped()
     assert stopped is not None
     assert stopped.step == step
     assert f"{number.name}: stopped at step {step} with exit code 75" in caplog.text
-    main([*FIT, "--trainer.num_sanity_val_steps", "0"])
+    fit()
     assert_same_end(RUN, whole)
 
 
 def test_a_signal_in_the_last_step_lets_the_run_end(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     signal_in(monkeypatch, "training_step", 1, 3, signal.SIGTERM)
-    main(FIT)
+    fit()
     assert_same_end(RUN, whole)
 
 
 @pytest.mark.parametrize("hook", ["setup", "on_fit_start", "validation_step"])
-def test_a_signal_before_training_ends_at_once(
-    hook: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_signal_before_training_ends_at_once(hook: str, monkeypatch: pytest.MonkeyPatch) -> None:
     signal_in(monkeypatch, hook, 0, None, signal.SIGTERM)  # a validation of the sanity check
-    assert fit_stopped(FIT) is None
+    assert fit_stopped(num_sanity_val_steps=1) is None
 
 
-def test_two_signals_at_once_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_two_signals_at_once_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
     signal_in(monkeypatch, "training_step", 0, 1, signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM)
-    stopped = fit_stopped(FIT)
+    stopped = fit_stopped()
     assert stopped is not None
     assert stopped.step == 2
 
 
-def test_accumulated_batches_are_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_accumulated_batches_are_finished(monkeypatch: pytest.MonkeyPatch) -> None:
     signal_in(monkeypatch, "training_step", 0, 2, signal.SIGTERM)
-    stopped = fit_stopped([*FIT, "--trainer.accumulate_grad_batches", "2"])
+    stopped = fit_stopped(accumulate_grad_batches=2)
     assert stopped is not None
     assert (stopped.step, stopped.epochs) == (2, 1)
 
 
-@pytest.mark.parametrize("requeue", [True, False], ids=["requeued", "left to the user"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    ("number", "requeue"),
+    [(signal.SIGUSR1, True), (signal.SIGUSR1, False), (signal.SIGTERM, True)],
+    ids=["requeued", "left to the user", "another signal"],
+)
 def test_slurm_requeues_on_its_signal_only(
     number: signal.Signals, requeue: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     scontrol = tmp_path / "bin/scontrol"
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\nls {RUN}/checkpoints > seen\necho "$@" > asked\n')
@@ -172,9 +177,8 @@ def test_slurm_requeues_on_its_signal_only(
     for name, value in {**tasks, "JOB_ID": 4321, "JOB_NAME": "pretrain"}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     signal_in(monkeypatch, "training_step", 0, 1, number)
-    plugin = "lightning.pytorch.plugins.environments.SLURMEnvironment"
-    off = ["--trainer.plugins", f"{{class_path: {plugin}, init_args: {{auto_requeue: false}}}}"]
-    stopped = fit_stopped([*FIT, *([] if requeue else off)])
+    off = {} if requeue else {"plugins": [SLURMEnvironment(auto_requeue=False)]}
+    stopped = fit_stopped(**off)
     assert stopped is not None
     assert stopped.step == 2
     if requeue and number == signal.SIGUSR1:
@@ -188,6 +192,30 @@ def test_slurm_requeues_on_its_signal_only(
 def test_cadence_is_checked() -> None:
     with pytest.raises(ValueError, match="`every_n_steps` of at least 1, but got 0"):
         Preemption(every_n_steps=0)
+
+
+DIGITS = str(Path(__file__).parents[2] / "configs/data/digits.yaml")
+# 4 batches an epoch
+COMMAND = [
+    *("fit", "-c", DIGITS, "--model", "VICReg", "--data.subset", "256", "--data.batch_size", "64"),
+    *("--model.projector", "32-32", "--model.warmup_epochs", "0", "--trainer.max_epochs", "2"),
+    *("--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "1"),
+    *("--without", "[knn, rankme, duality, guard, views]", "--ckpt_path", "last"),
+]
+TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+COMMAND_RUN = Path("runs/digits/VICReg/version_0")
+
+
+def test_the_same_command_resumes(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        signal_in(patch, "training_step", 0, 1, signal.SIGTERM)
+        with pytest.raises(SystemExit) as done:
+            main(COMMAND)
+    assert done.value.code == 75
+    assert "SIGTERM: finishing the running step" in capfd.readouterr().err
+    main(COMMAND)
+    (run,) = COMMAND_RUN.parent.iterdir()
+    assert read_checkpoint(run / "checkpoints/last.ckpt").epochs == 2
 
 
 SIGNALS = """
@@ -218,7 +246,7 @@ def start(
     end = "\nimport sys\nfrom duality_ssl.cli import main\nmain(sys.argv[1:])\n"
     (folder / "script.py").write_text(textwrap.dedent(SIGNALS.format(what=what)) + end)
     return subprocess.Popen(
-        [sys.executable, *launcher, "script.py", *FIT, *words],
+        [sys.executable, *launcher, "script.py", *COMMAND, *words],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
@@ -242,8 +270,8 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 def test_another_signal_ends_at_once(tmp_path: Path) -> None:
     code, said = finish(start("kill(0); time.sleep(1.2); kill(0); time.sleep(60)", tmp_path))
     assert code == -signal.SIGTERM, said[-2000:]
-    assert "SIGTERM: the running step is finished and a checkpoint written" in said
-    assert newest_checkpoint(tmp_path / RUN) is None
+    assert "SIGTERM: finishing the running step and writing a checkpoint" in said
+    assert newest_checkpoint(tmp_path / COMMAND_RUN) is None
 
 
 WAIT = "Path('ready').touch(); time.sleep(2)"
@@ -263,7 +291,7 @@ def test_workers_outlive_the_signal_that_all_processes_get(tmp_path: Path) -> No
     terminate_all(process, tmp_path)
     code, said = finish(process)
     assert code == 75, said[-2000:]
-    last = read_checkpoint(tmp_path / RUN / "checkpoints/last.ckpt")
+    last = read_checkpoint(tmp_path / COMMAND_RUN / "checkpoints/last.ckpt")
     assert last.step == 2
 
 
@@ -276,7 +304,7 @@ def test_torchrun_passes_the_signal_on_that_all_have_got(tmp_path: Path) -> None
     code, said = finish(process)
     assert code == 1, said[-2000:]
     assert said.count("SIGTERM: stopped at step 3 with exit code 75") == 1
-    assert read_checkpoint(tmp_path / RUN / "checkpoints/last.ckpt").step == 3
+    assert read_checkpoint(tmp_path / COMMAND_RUN / "checkpoints/last.ckpt").step == 3
 
 
 @pytest.mark.slow
@@ -286,7 +314,7 @@ def test_processes_stop_at_the_same_step(ranks: str, tmp_path: Path) -> None:
     code, said = finish(start(f"kill({ranks})", tmp_path, *words))
     assert code == 75, said[-2000:]
     assert said.count("SIGTERM: stopped at step 3 with exit code 75") == 1
-    last = read_checkpoint(tmp_path / RUN / "checkpoints/last.ckpt")
+    last = read_checkpoint(tmp_path / COMMAND_RUN / "checkpoints/last.ckpt")
     assert last.step == 3
     if ranks == "0, 1":
         code, said = finish(start("pass", tmp_path, *words))

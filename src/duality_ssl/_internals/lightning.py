@@ -1,21 +1,46 @@
-"""Private names of Lightning."""
+"""Private names of Lightning 2.6."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from lightning import Trainer
+from lightning.pytorch.plugins.environments import ClusterEnvironment
 
-# The type of a checkpoint's path.
-from lightning.fabric.utilities.types import _PATH as PathLike
+# Entry of the epoch loop's state: the step that rows of metrics are logged at. `exact_resume`
+# corrects it; without that, rows after a resume within an epoch may be one step late.
+LOGGED_STEPS = "_batches_that_stepped"
 
-# The launcher that starts the other processes of a machine; without it they cannot be ended.
-from lightning.pytorch.strategies.launchers import (
-    _SubprocessScriptLauncher as SubprocessScriptLauncher,
-)
 
-__all__ = ["PathLike", "SubprocessScriptLauncher", "has_sync_batchnorm"]
+def load_loader_states(trainer: Trainer) -> None:
+    """Give the training loaders the states of a checkpoint; does nothing a second time.
+
+    Lightning does so when it makes the loaders. A schedule that asks for the number of steps has
+    them made earlier, before the states are read: a resumed epoch would start at its first batch.
+    """
+    trainer.fit_loop._load_combined_loader_states()
+
+
+def cluster_environment(trainer: Trainer) -> ClusterEnvironment:
+    """The environment that started the processes, given as a plugin or detected.
+
+    Only strategies of several processes have it as a public attribute. Without it `Preemption`
+    would requeue no job of a single process, or one that is not to be requeued.
+    """
+    return trainer._accelerator_connector.cluster_environment
+
+
+def restore_at_teardown(trainer: Trainer, handlers: Mapping[int, Any]) -> None:
+    """Have the trainer restore these signal handlers when the fit ends.
+
+    It would restore those it has found, which are `Preemption`'s, after the last hook of a fit that
+    ends in an exception: they would stay.
+    """
+    trainer._signal_connector._original_handlers.update(handlers)
 
 
 def has_sync_batchnorm(trainer: Trainer) -> bool:
     """Whether a trainer has ``sync_batchnorm=True``, which no public attribute says.
 
-    Without it timm's norms would lose their activation and a fit on CPUs would fail.
+    Without it timm's norms would lose their activation, and a fit on CPUs would fail.
     """
     return getattr(trainer.strategy, "_layer_sync", None) is not None

@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from duality_ssl.callbacks.means import EpochMeans
 from duality_ssl.callbacks.outputs import views
 from duality_ssl.distributed import processes
 from duality_ssl.functional import (
@@ -48,6 +49,27 @@ class DualityMonitor(Callback):
             )
         self.every_n_steps = every_n_steps
         self.max_samples = max_samples
+        self._means = EpochMeans()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The means of the epoch so far."""
+        return self._means.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the epoch's means."""
+        self._means.load_state_dict(state_dict)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Move restored means to the module's device."""
+        self._means.to(pl_module.device)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the epoch's means."""
+        self._means.reset()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the epoch's means."""
+        self._means.log(pl_module)
 
     def on_train_batch_end(
         self,
@@ -66,7 +88,7 @@ class DualityMonitor(Callback):
             f"duality/{name}": torch.stack([view[name] for view in terms]).mean()
             for name in terms[0]
         }
-        pl_module.log_dict(means, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+        self._means.add(means)
 
 
 @torch.no_grad()

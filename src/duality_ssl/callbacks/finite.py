@@ -1,4 +1,4 @@
-"""What of a training step is not finite: noted on the device, and read when somebody asks."""
+"""Which parts of a training step are not finite: flagged on the device, read on demand."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from duality_ssl.callbacks.outputs import gather_strings
 from duality_ssl.distributed import all_reduce_sum
 
-_NAMED = 3  # culprits that a message names, of those it counts
+_NAMED = 3  # images or weights that a message names
 _IMAGES = (
-    "Repair or remove these images, or what makes them so: a `std` near 0 of their source would be "
-    "enough."
+    "Repair or remove these images, or change what makes them so, such as a `std` near 0 of their "
+    "source."
 )
 DIVERGED = (
     "Try a lower learning rate (--model.base_lr), a longer warm-up (--model.warmup_epochs), or "
@@ -22,33 +22,33 @@ _WHERE = f"{DIVERGED} --trainer.detect_anomaly true names the operation."
 
 
 class StepFaults(NamedTuple):
-    """Which parts of one step are NaN or infinite, on their device: nothing waits for it."""
+    """Flags of what is NaN or infinite in one step, on its device, without waiting for it."""
 
     batch_idx: int
     images: Tensor
-    """For each image whether a pixel of a view is, shape ``(N,)``."""
+    """One flag per image, for the pixels of its views, shape ``(N,)``."""
     embeddings: Tensor
-    """For each image whether an embedding is, shape ``(N,)``."""
+    """One flag per image, for its embeddings, shape ``(N,)``."""
     loss: Tensor
-    """Whether the loss is, shape ``()``."""
+    """Flag of the loss, shape ``()``."""
     gradients: Tensor
-    """For each of the weights whether its gradient is; empty before the first step."""
+    """One flag per weight, for its gradient; empty before the first step."""
     weights: Sequence[nn.Parameter]
-    """Those that have a gradient."""
+    """The weights that have a gradient."""
 
     def any(self, gradients: bool = True) -> Tensor:
-        """Whether anything is, shape ``()``; perhaps without the gradients."""
+        """Whether any flag is set, shape ``()``; optionally without the gradients."""
         parts = [self.images, self.embeddings, self.loss[None]]
         return torch.cat([*parts, self.gradients] if gradients else parts).any()
 
     def culprit(self, images: Sequence[str], module: nn.Module) -> tuple[str, str]:
-        """Say what came first on the way from pixels to gradients, and what to do about it.
+        """Return what failed first on the way from pixels to gradients, and a remedy.
 
-        To be called by every process; it waits for the device.
+        Call it on every process; it waits for the device.
 
         Args:
             images: Names of this process's N images.
-            module: Whose weights were trained.
+            module: The module that is trained.
         """
         pixels, embedded = _who(self.images, images), _who(self.embeddings, images)
         if pixels:
@@ -79,17 +79,17 @@ def step_faults(
     weights: Sequence[nn.Parameter],
     norms: Tensor | None,
 ) -> StepFaults:
-    """Note which parts of a step are not finite.
+    """Flag the parts of a step that are not finite.
 
     Args:
-        batch_idx: Which batch of the epoch it was.
-        images: Views of the images, shape ``(N, ...)`` each; none where they are not known.
+        batch_idx: Index of the batch in its epoch.
+        images: Views of the images, shape ``(N, ...)`` each; empty if unknown.
         embeddings: Embeddings of the views, shape ``(N, D)`` each.
         loss: The loss.
-        weights: Those that have a gradient.
-        norms: Norms of their gradients; None for no weights.
+        weights: The weights that have a gradient.
+        norms: Norms of their gradients; None without weights.
     """
-    # a sum is not finite if a pixel is not, and one pass over them, with nothing in between
+    # the sum is not finite if a pixel is not, and takes one pass without temporaries
     sums = [view.sum(tuple(range(1, view.ndim)), dtype=torch.float32) for view in images]
     none = torch.zeros(len(embeddings[0]), device=loss.device)
     finite = [z.isfinite().all(dim=1) for z in embeddings]
@@ -105,15 +105,15 @@ def step_faults(
 
 @torch.no_grad()
 def _who(bad: Tensor, names: Sequence[str]) -> str:
-    """Which images of all processes are meant, in words; none gives an empty string."""
+    """Name the flagged images of all processes; empty if there are none."""
     chosen = [name for name, is_bad in zip(names, bad.tolist(), strict=True) if is_bad]
-    everybodys = gather_strings(chosen, bad.device)
+    gathered = gather_strings(chosen, bad.device)
     total = int(all_reduce_sum(torch.tensor(len(names), device=bad.device)))
-    if not everybodys:
+    if not gathered:
         return ""
-    if len(everybodys) == total:
+    if len(gathered) == total:
         return f"all {total} images of the batch"
-    return f"{len(everybodys)} of {total} images ({_some(everybodys)})"
+    return f"{len(gathered)} of {total} images ({_some(gathered)})"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from duality_ssl.callbacks.labelled import LabelledCallback
+from duality_ssl.callbacks.means import EpochMeans
 from duality_ssl.callbacks.standardized import StandardizedLinear
 from duality_ssl.distributed import (
     all_gather_rows,
@@ -85,20 +86,23 @@ class OnlineLinearProbe(LabelledCallback):
         self._steps = 0
         self._total_steps = math.inf
         self._probe_batches = 0
+        self._means = EpochMeans()
 
     def state_dict(self) -> dict[str, Any]:
-        """Heads with their statistics, optimizer state, and the number of steps taken."""
+        """Heads with their statistics, optimizer state, steps taken, and the epoch's means."""
         if self._optimizer is None:
             return self._restored or {}
         return {
             "heads": self.heads.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "steps": self._steps,
+            "means": self._means.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the heads are built, on the module's device."""
         self._restored = state_dict
+        self._means.load_state_dict(state_dict.get("means", {}))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start without heads, which the first features build; keep those of an earlier fit."""
@@ -111,6 +115,15 @@ class OnlineLinearProbe(LabelledCallback):
         # estimated_stepping_batches counts optimizer steps; a probe takes one every batch
         batches = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
         self._total_steps = batches if batches > 0 else math.inf
+        self._means.to(pl_module.device)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the epoch's means."""
+        self._means.reset()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the epoch's means."""
+        self._means.log(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the heads of a checkpoint; agree on the batches of the labelled set."""
@@ -127,24 +140,23 @@ class OnlineLinearProbe(LabelledCallback):
     ) -> None:
         """Take one step on the features of all views."""
         features = {name: rows[_OUTPUTS[name]] for name in self.representations}
+        labels, size = rows["labels"], len(rows["labels"])
         if not self.learns_in_validation(trainer):
             self._fit_heads_to(features)
-            progress, seen = self._steps / self._total_steps, self._steps
+            progress = self._steps / self._total_steps
+            self._means.add(self._step(features, labels, progress, seen=self._steps), size)
         elif trainer.state.fn == TrainerFn.FITTING and batch_idx < self._probe_batches:
             self._fit_heads_to(features)
             # statistics start anew: those of the last validation are of another network
-            progress, seen = batch_idx / self._probe_batches, batch_idx
-        else:
-            return
-        # one name, whichever loader the samples come from
-        pl_module.log_dict(
-            self._step(features, rows["labels"], progress, seen),
-            on_step=False,
-            on_epoch=True,
-            sync_dist=True,
-            batch_size=len(rows["labels"]),
-            add_dataloader_idx=False,
-        )
+            metrics = self._step(features, labels, batch_idx / self._probe_batches, seen=batch_idx)
+            pl_module.log_dict(
+                metrics,
+                on_step=False,
+                on_epoch=True,
+                sync_dist=True,
+                batch_size=size,
+                add_dataloader_idx=False,  # one name, whichever loader the samples come from
+            )
 
     def scores(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         """Compute the logits of each head."""

@@ -1,4 +1,4 @@
-"""Seeds for what a training step draws, so that it is drawn again when the step is repeated."""
+"""One seed per training step: a resumed run draws what the interrupted one would have drawn."""
 
 import os
 import random
@@ -13,13 +13,12 @@ from duality_ssl.randomness import STEP, derive_seed
 
 
 class StepSeed(Callback):
-    """Seeds torch's, numpy's and Python's generators before each training step, if there is a seed.
+    """Seeds torch's, numpy's and Python's generators before each step of a seeded run.
 
     The seed of a step is a function of the run's (`lightning.seed_everything`), the epoch, the
-    batch and the process. What dropout and stochastic depth draw is thereby the same however often
-    a run was interrupted, and whatever workers, validations and other callbacks have drawn before.
-    A generator's state in the checkpoint would have to be of the same device and number of
-    processes, and would miss what a resumed run draws to get to the next batch.
+    batch and the rank. So dropout and stochastic depth draw the same in a resumed run, whatever
+    workers, validations and other callbacks have drawn before. A generator's state in the
+    checkpoint would be bound to one device and world size.
     """
 
     def on_train_batch_start(
@@ -30,5 +29,5 @@ class StepSeed(Callback):
         if seed is not None:
             drawn = derive_seed(STEP, int(seed), trainer.current_epoch, batch_idx, rank())
             torch.manual_seed(drawn)
-            np.random.seed(drawn % 2**32)  # noqa: NPY002 the generator that others share
+            np.random.seed(drawn % 2**32)  # noqa: NPY002 the global generator
             random.seed(drawn)

@@ -28,11 +28,12 @@ from duality_ssl.cli.config_files import check_configs, config_files
 from duality_ssl.cli.messages import no_method, refuse, sentence_of
 from duality_ssl.data import SSLDataModule, create_source
 from duality_ssl.methods import JointEmbedding
-from duality_ssl.methods.strategy import LostProcessError, check_strategy, one_for_all
+from duality_ssl.methods.strategy import check_strategy
 from duality_ssl.registry import imports_as_before
 from duality_ssl.runs.checkpoint_io import AtomicCheckpointIO
 from duality_ssl.runs.folder import RunFolder, alone_in, runs_folder
 from duality_ssl.runs.loggers import RunCSVLogger, RunTensorBoardLogger
+from duality_ssl.runs.supervision import end_together
 
 _DESCRIPTION = """\
 Self-supervised image pretraining: contrastive and non-contrastive methods under one roof.
@@ -132,7 +133,7 @@ class Command(Arguments):
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it on all processes or on none, alone in the folder of a run that goes on."""
         alone = alone_in(self.run) if self.run and self.trainer.is_global_zero else nullcontext()
-        with alone, one_for_all(self.trainer):
+        with alone, end_together(self.trainer):
             super()._run_subcommand(subcommand)
 
     def _loggers(self) -> list[RunTensorBoardLogger | RunCSVLogger]:
@@ -175,9 +176,8 @@ def main(args: Sequence[str] | None = None) -> None:
         sentence = sentence_of(error)
         if sentence is None or debugging():
             raise
-        codes = {LostProcessError: 1, GuardError: 3}
         line = f"{sentence} (DUALITY_SSL_DEBUG=1 shows the traceback.)"
-        refuse(line, code=codes.get(type(error), 2))
+        refuse(line, code=3 if isinstance(error, GuardError) else 2)
 
 
 def _quiet() -> None:

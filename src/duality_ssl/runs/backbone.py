@@ -1,4 +1,4 @@
-"""The backbone in a file of its own: what one takes away when a fit ends."""
+"""The trained backbone as a file of its own."""
 
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,21 @@ from duality_ssl.runs.checkpoint import LastCheckpoint
 class BackboneWriter(Callback):
     """Writes the backbone's weights beside ``last.ckpt`` when a fit ends.
 
-    The file is safetensors, with the keys of torchvision's or timm's network of that name, and says
-    of itself which network that is and what images it expects
-    (`~duality_ssl.JointEmbedding.about_backbone`). A fit that keeps no ``last.ckpt`` writes none.
+    The file is safetensors, with the keys of torchvision's or timm's network of that name. Its
+    metadata names the network and the images that it expects
+    (`~duality_ssl.JointEmbedding.about_backbone`). A fit without ``last.ckpt`` writes none.
 
     Args:
         filename: Name of the file.
 
     Raises:
-        ValueError: If it is another than that of a ``.safetensors`` file, or a path.
+        ValueError: If it is a path, or does not end in ``.safetensors``.
     """
 
     def __init__(self, filename: str = "backbone.safetensors") -> None:
         if Path(filename).name != filename or Path(filename).suffix != ".safetensors":
             raise ValueError(
-                f"Expected `backbone.filename` to be a name in .safetensors, but got {filename!r}."
+                f"Expected `backbone.filename` to be a NAME.safetensors, but got {filename!r}."
             )
         self.filename = filename
 
@@ -40,7 +40,7 @@ class BackboneWriter(Callback):
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file, on the first process; a disk that is full does not fail the fit."""
+        """Write the file on rank 0; a full disk does not fail the fit."""
         kept = [each for each in trainer.checkpoint_callbacks if isinstance(each, LastCheckpoint)]
         if trainer.fast_dev_run or not kept or rank() != 0:  # type: ignore[attr-defined]
             return

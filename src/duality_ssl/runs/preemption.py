@@ -1,4 +1,4 @@
-"""Ends a fit that a scheduler wants gone: with a checkpoint, and a code to requeue it on."""
+"""Ends a fit on a scheduler's signal: with a checkpoint, and an exit code to requeue on."""
 
 import os
 import signal
@@ -13,34 +13,38 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from duality_ssl._internals.lightning import cluster_environment, restore_at_teardown
 from duality_ssl.distributed import all_reduce_sum, rank, world_size
 from duality_ssl.runs.checkpoint import LastCheckpoint
 
 EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: the same command, run again, goes on."""
+"""EX_TEMPFAIL of sysexits.h: run the same command again to resume."""
 
 _SIGNALS = [number for number in signal.Signals if number.name in ("SIGTERM", "SIGUSR1")]
-# two within this are one: a launcher passes on to its processes what the scheduler sends to all
+# two signals within this are one: a launcher forwards what the scheduler has sent to all processes
 _ECHO_SECONDS = 1.0
+_RECEIVED = (
+    "finishing the running step and writing a checkpoint, then the process ends; "
+    "another signal ends it at once."
+)
 
 
 class Preemption(Callback):
-    """On SIGTERM or SIGUSR1 finishes the running step, keeps ``last.ckpt`` and exits with code 75.
+    """On SIGTERM or SIGUSR1 finishes the running step, writes ``last.ckpt`` and exits with code 75.
 
-    A signal that comes while a fit is being set up ends it at once, as nothing is lost; one during
-    validation waits for its end. A second signal, a second or more after the first, ends the
-    process at once, whatever it is doing.
+    A signal during set-up ends the fit at once, as nothing is lost; one during validation waits for
+    its end. A second signal, a second or more after the first, ends the process at once.
 
-    Of several processes one may get the signal, or all: they ask each other every few steps, and
-    stop at the same one. Of the processes that Lightning has started itself all end, and the first
-    one's code is the job's.
+    With several processes it is enough that one gets the signal: they ask each other every few
+    steps and stop at the same one. If Lightning started the processes, the code of the first one is
+    the job's.
 
-    Where SLURM is to requeue the job (``SLURMEnvironment(auto_requeue=True)``, which is Lightning's
-    default under ``srun``), SIGUSR1 has it requeued after the checkpoint. Lightning's own handler,
-    which this replaces, writes in the middle of a step, and into the folder that all runs share.
+    Under SLURM with ``SLURMEnvironment(auto_requeue=True)``, Lightning's default under ``srun``,
+    SIGUSR1 requeues the job after the checkpoint. This replaces Lightning's own handler, which
+    writes in the middle of a step, into the folder that all runs share.
 
     Args:
-        every_n_steps: Optimiser steps between two times that several processes ask each other.
+        every_n_steps: Optimizer steps between two times that several processes ask each other.
 
     Raises:
         ValueError: If that is below 1.
@@ -50,29 +54,29 @@ class Preemption(Callback):
         if every_n_steps < 1:
             raise ValueError(f"Expected `every_n_steps` of at least 1, but got {every_n_steps}.")
         self.every_n_steps = every_n_steps
-        self._trainer: Trainer | None = None
+        self._starting: Trainer | None = None  # until training starts
         self._received: dict[int, float] = {}
         self._former: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Listen from here on; until training starts, a signal ends the process."""
-        self._trainer, self._received = trainer, {}
+        self._starting, self._received = trainer, {}
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             self._former = {number: signal.getsignal(number) for number in _SIGNALS}
             self._listen(trainer)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the place of the handlers that Lightning has put up since."""
+        """Replace the handlers that Lightning has set since."""
         self._listen(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the place of the handlers that Lightning has put up since; from now on, wait."""
+        """Replace the handlers that Lightning has set since; from now on, finish the step."""
         self._listen(trainer)
-        self._trainer = None
+        self._starting = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop between two epochs."""
-        self._stop_if_wanted(trainer)
+        self._stop_if_signalled(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -80,23 +84,22 @@ class Preemption(Callback):
         """Stop between two steps."""
         step, rest = divmod(batch_idx, trainer.accumulate_grad_batches)
         if step and not rest and (world_size() == 1 or step % self.every_n_steps == 0):
-            self._stop_if_wanted(trainer)
+            self._stop_if_signalled(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Listen no more."""
+        """Restore the former handlers."""
         self._restore()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen no more."""
+        """Restore the former handlers."""
         self._restore()
 
     def _listen(self, trainer: Trainer) -> None:
         for number in self._former:
             signal.signal(number, self._receive)
-        # Lightning restores what it has found when the fit ends, which may be this callback's
-        trainer._signal_connector._original_handlers.update(self._former)
+        restore_at_teardown(trainer, self._former)
 
     def _restore(self) -> None:
         for number, handler in self._former.items():
@@ -104,8 +107,8 @@ class Preemption(Callback):
         self._former = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._trainer is not None:
-            launcher = self._trainer.strategy.launcher
+        if self._starting is not None:
+            launcher = self._starting.strategy.launcher
             if launcher is not None:
                 launcher.kill(number)  # its other processes would wait for this one
             raise SystemExit(EXIT_CODE)
@@ -114,12 +117,12 @@ class Preemption(Callback):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         elif not self._received and rank() == 0:
-            # what a handler interrupts may be a print: nothing buffered here
-            os.write(2, f"{signal.Signals(number).name}: {_SAID}\n".encode())
+            # unbuffered: the handler may have interrupted a print
+            os.write(2, f"{signal.Signals(number).name}: {_RECEIVED}\n".encode())
         self._received.setdefault(number, now)
 
-    def _stop_if_wanted(self, trainer: Trainer) -> None:
-        """Keep the state and exit if any process has got a signal; all ask at the same time."""
+    def _stop_if_signalled(self, trainer: Trainer) -> None:
+        """Write the state and exit if any process got a signal; call it on all at one step."""
         received = {number for number in _SIGNALS if number in self._received}
         if world_size() > 1:
             flags = torch.tensor([float(n in received) for n in _SIGNALS])
@@ -135,26 +138,20 @@ class Preemption(Callback):
         names = " and ".join(sorted(number.name for number in received))
         rank_zero_info(
             f"{names}: stopped at step {trainer.global_step} with exit code {EXIT_CODE}. "
-            "The same command with --ckpt_path last goes on from the last checkpoint."
+            "The same command with --ckpt_path last resumes from the last checkpoint."
         )
-        environment = trainer._accelerator_connector.cluster_environment
+        environment = cluster_environment(trainer)
         if "SIGUSR1" in names and trainer.is_global_zero:
             _requeue(environment)
-        # a launcher may kill the rest once one has ended
+        # a launcher may kill the others once one has ended
         trainer.strategy.barrier("Preemption")
-        # Lightning kills them all if a process that it has started ends with another code than 0
+        # Lightning kills all if a process that it has started ends with another code than 0
         child = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
         raise SystemExit(0 if child else EXIT_CODE)
 
 
-_SAID = (
-    "the running step is finished and a checkpoint written, then the process ends; "
-    "another signal ends it at once."
-)
-
-
 def _requeue(environment: Any) -> None:
-    """Have SLURM queue the job again, if that is what Lightning is told to do there."""
+    """Have SLURM requeue the job, if Lightning is configured to."""
     if not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
         return
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
