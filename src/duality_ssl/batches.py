@@ -50,12 +50,7 @@ def one_view(batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def images_of(batch: Any, rows: int) -> list[Tensor]:
-    """Find the views of ``rows`` images in the first part of a batch of any format.
-
-    Args:
-        batch: Batch of a training loader.
-        rows: Number N of its samples.
-    """
+    """Find the views of ``rows`` images in the first part of a training batch of any format."""
     first = batch[0] if isinstance(batch, tuple | list) and batch else batch
     parts = first if isinstance(first, tuple | list) else [first]
     return [x for x in parts if isinstance(x, Tensor) and x.ndim > 1 and len(x) == rows]

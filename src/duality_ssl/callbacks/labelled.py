@@ -128,13 +128,7 @@ def is_validation_set(trainer: Trainer, dataloader_idx: int) -> bool:
 
 
 def accuracies(num_classes: int, name: str, device: torch.device) -> MetricCollection:
-    """Top-1 accuracy, and top-5 with more than 5 classes, of all samples but those of label -1.
-
-    Args:
-        num_classes: Number of classes.
-        name: Of ``val/{name}_top1`` and ``val/{name}_top5``.
-        device: Device of the scores.
-    """
+    """``val/{name}_top1``, and ``_top5`` with more than 5 classes; labels of -1 do not count."""
     metrics: dict[str, Metric | MetricCollection] = {
         f"top{k}": MulticlassAccuracy(
             num_classes, top_k=k, average="micro", ignore_index=-1, validate_args=False

@@ -209,11 +209,8 @@ class OnlineLinearProbe(LabelledCallback):
     ) -> dict[str, Tensor]:
         """Take one step of all heads towards the labels; return their losses and accuracies.
 
-        Args:
-            features: Features by representation.
-            labels: Their classes; -1 is unlabelled.
-            progress: Position on the learning rate's cosine, from 0 to 1.
-            seen: Batches that the running statistics have seen.
+        ``progress`` is the position on the learning rate's cosine, from 0 to 1; ``seen`` the number
+        of batches in the running statistics.
         """
         optimizer = cast(torch.optim.Optimizer, self._optimizer)
         labels = _outside_inference(labels)

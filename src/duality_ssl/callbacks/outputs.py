@@ -103,14 +103,8 @@ class OutputStore:
     def gather(self, device: torch.device) -> dict[str, Tensor]:
         """Gather the rows of all processes in rank order on the first one; empty the store.
 
-        They are sent in pieces, so that a large set on the host does not have to fit into the
-        memory of an accelerator.
-
-        Args:
-            device: Device for the communication between processes.
-
-        Returns:
-            The rows by name; an empty dictionary on the other processes.
+        They are sent in pieces through ``device``, so that a large set on the host does not have to
+        fit into the memory of an accelerator. The other processes get an empty dictionary.
         """
         gathered = {}
         for name, rows in self._rows.items():

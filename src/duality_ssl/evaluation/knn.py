@@ -64,7 +64,7 @@ def knn_votes(
     most 65,536 rows. Similarities are computed in blocks of at most 64 MiB.
 
     Args:
-        bank: Features with known classes, of shape ``(N, F)``, not necessarily normalised.
+        bank: Features with known classes, of shape ``(N, F)``, not necessarily normalized.
         bank_labels: Their classes in ``0..num_classes-1``, of shape ``(N,)``.
         queries: Features to classify, of shape ``(M, F)``.
         num_classes: Number C of classes.

@@ -141,11 +141,7 @@ class JointEmbedding(LightningModule):
         self.compiled = compile  # `compile` is a method of every module
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute features ``(N, F)`` of images ``(N, C, H, W)``: what is kept after pretraining.
-
-        Raises:
-            ValueError: If the backbone returns anything but ``(N, F)``.
-        """
+        """Compute features ``(N, F)`` of images ``(N, C, H, W)``, which are kept after pretraining."""
         features: Tensor = self.backbone(images)
         check_features(features, len(images), self.num_features)
         return features
@@ -257,12 +253,7 @@ class JointEmbedding(LightningModule):
             self.pretrained = None
 
     def check_images(self, channels: int, size: int | None) -> None:
-        """Raise ``ValueError`` for images that the backbone cannot take.
-
-        Args:
-            channels: Channels of the images.
-            size: Their side in pixels; None if it is not known.
-        """
+        """Raise ``ValueError`` for images that the backbone cannot take; ``size`` in pixels."""
         if channels != self.in_channels:
             raise ValueError(
                 f"Expected images of {self.in_channels} channels, but the data has {channels}. "
@@ -311,11 +302,7 @@ class JointEmbedding(LightningModule):
             )
 
     def save_backbone(self, path: str | Path) -> None:
-        """Write the backbone's weights, with its description, to a safetensors file.
-
-        Args:
-            path: The file; its folder is created.
-        """
+        """Write the backbone's weights and description to a safetensors file."""
         weights.save_backbone(self.backbone.state_dict(), path, self.about_backbone())
 
     def about_backbone(self) -> dict[str, Any]:

@@ -9,11 +9,7 @@ def init_with_criterion_arguments(method: type, criterion: type) -> Callable[...
     """Build an ``__init__`` that documents the arguments of a method and of its criterion.
 
     So the defaults of a criterion stand in one signature, its own, and the command line sees all
-    arguments of a method.
-
-    Args:
-        method: Class whose ``__init__`` is called; it ends in ``**criterion_args``.
-        criterion: Class of the criterion.
+    arguments of a method, whose own ``__init__`` ends in ``**criterion_args``.
     """
     *shared, _ = inspect.signature(method.__init__).parameters.values()  # type: ignore[misc]
     own = inspect.signature(criterion).parameters.values()

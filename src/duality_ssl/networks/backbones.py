@@ -161,13 +161,7 @@ def _built(name: str, build: BackboneBuilder, in_channels: int) -> nn.Module:
 
 
 def check_features(features: Any, rows: int, num_features: int) -> None:
-    """Raise ``ValueError`` for an output of a backbone that is not ``(N, num_features)``.
-
-    Args:
-        features: Output of the backbone.
-        rows: Number N of its images.
-        num_features: The backbone's ``num_features``.
-    """
+    """Raise ``ValueError`` for an output of a backbone that is not ``(rows, num_features)``."""
     shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
     if shape != (rows, num_features):
         raise ValueError(
