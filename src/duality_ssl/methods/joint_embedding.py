@@ -141,7 +141,7 @@ class JointEmbedding(LightningModule):
         self.compiled = compile  # `compile` is a method of every module
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute features ``(N, F)`` of images ``(N, C, H, W)``, which are kept after pretraining."""
+        """Compute features ``(N, F)`` of images ``(N, C, H, W)``: the output of pretraining."""
         features: Tensor = self.backbone(images)
         check_features(features, len(images), self.num_features)
         return features
