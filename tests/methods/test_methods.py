@@ -524,7 +524,7 @@ def test_training_learns() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+@pytest.mark.parametrize("method", [VICReg, SimCLR])
 def test_compiled_fit_is_the_same_and_so_is_its_checkpoint(
     method: type[JointEmbedding], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -581,7 +581,7 @@ def test_steps_are_fused_unless_the_user_said_otherwise(optimizer: Any, fused: b
     assert [group["fused"] for group in run.optimizers[0].param_groups] == [fused] * 2
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+@pytest.mark.parametrize("method", [VICReg, SimCLR])
 def test_accumulated_gradient_is_the_mean_over_micro_batches(method: type[JointEmbedding]) -> None:
     """Not that of the criterion of all their images, which no micro-batch sees."""
     options: dict[str, Any] = {"backbone": "flat_linear", "projector": "6", "base_lr": 64.0}
