@@ -249,5 +249,5 @@ def test_processes_that_torch_does_not_know_are_refused(monkeypatch: pytest.Monk
     trainer = _trainer()
     check_processes(trainer)
     monkeypatch.setattr(Trainer, "world_size", 4)
-    with pytest.raises(ValueError, match="have the 4 processes of SingleDeviceStrategy"):
+    with pytest.raises(ValueError, match="know the 4 processes of SingleDeviceStrategy"):
         check_processes(trainer)
