@@ -73,16 +73,14 @@ def test_stopwatch_counts_training_and_waiting(monkeypatch: pytest.MonkeyPatch) 
     now = [0.0]
     monkeypatch.setattr("duality_ssl.callbacks.progress.time.perf_counter", lambda: now[0])
     watch = Stopwatch()
-    watch.start()
     for wait, work in ((3, 1), (1, 1)):
         now[0] += wait
         watch.batch_starts()
         now[0] += work
         watch.batch_ends(images=12)
-    watch.stop()
     now[0] += 100  # validation
     watch.start()
-    watch.stop()
+    watch.batch_ends()
     assert (watch.seconds, watch.waited, watch.images) == (6, 4, 24)
 
 

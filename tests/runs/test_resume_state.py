@@ -1,4 +1,4 @@
-"""What each part of a run puts into a checkpoint, and takes from it."""
+"""What each part of a run saves in a checkpoint and restores from it."""
 
 import random
 from pathlib import Path
@@ -13,6 +13,7 @@ from helpers.callback_stubs import StubData, StubModule, trainer
 from helpers.resume_stubs import scalars
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from duality_ssl._internals.lightning import LOGGED_STEPS
 from duality_ssl.callbacks import (
     BestCheckpoint,
     LastCheckpoint,
@@ -33,7 +34,7 @@ def filled(capacity: int, rows: int) -> FeatureBank:
 
 
 @pytest.mark.parametrize("rows", [3, 5, 7], ids=["part", "full", "wrapped"])
-def test_bank_goes_on_row_by_row(rows: int) -> None:
+def test_bank_continues_row_by_row(rows: int) -> None:
     bank, again = filled(5, rows), FeatureBank(5)
     again.load_state_dict(bank.state_dict(), torch.device("cpu"))
     for one in (bank, again):
@@ -54,7 +55,7 @@ def test_bank_of_another_capacity_keeps_the_latest(capacity: int, kept: set[int]
     assert {*bank.gather()[1].tolist()} == expected
 
 
-def test_bank_of_two_processes_goes_on_in_one() -> None:
+def test_bank_of_two_processes_continues_in_one() -> None:
     banks = [filled(4, 6), filled(4, 3)]
     states = [bank.state_dict() for bank in banks]
     both = {name: torch.cat([s[name] for s in states]) for name in ("features", "labels", "added")}
@@ -97,7 +98,7 @@ def logged(folder: Path, rows: list[dict[str, float]] = ROWS) -> RunCSVLogger:
     [(2, None, 3), (2, 2, 2), (1, None, 1), (1, 3, 1), (0, None, 0)],
     ids=["all", "an epoch's mean again", "a step again", "rows of later steps", "from scratch"],
 )
-def test_metrics_go_on_where_the_checkpoint_was(
+def test_metrics_continue_where_the_checkpoint_was(
     step: int, rows: int | None, left: int, tmp_path: Path
 ) -> None:
     logged(tmp_path / "whole")
@@ -244,9 +245,10 @@ class Counters(TorchCheckpointIO):
 
 
 def test_counters_are_those_of_no_begun_batch_or_epoch(tmp_path: Path) -> None:
-    """The second of two epochs of 4 batches: before, within, and before its last batch."""
+    """Two epochs of 4 batches, each with a validation after the second and the last one."""
     kept, last = Counters(), LastCheckpoint(every_n_steps=1)
-    run = trainer(tmp_path, last, enable_checkpointing=True, plugins=[kept])
+    settings = {"enable_checkpointing": True, "plugins": [kept], "val_check_interval": 2}
+    run = trainer(tmp_path, last, **settings)
     run.fit(StubModule(), datamodule=StubData())
     for step in range(1, 9):
         loops = kept.at[step]
@@ -254,6 +256,9 @@ def test_counters_are_those_of_no_begun_batch_or_epoch(tmp_path: Path) -> None:
         assert {*batches["total"].values()} == {step}
         assert {*batches["current"].values()} == {step % 4 or 4}
         assert batches["is_last_batch"] == (step % 4 == 0)
+        # a resumed fit skips that validation and counts its batch a second time
+        counted = loops["epoch_loop.state_dict"][LOGGED_STEPS]
+        assert counted == step - (step % 4 == 2)
         begun = -(-step // 4)
         assert epochs["total"]["ready"] == epochs["total"]["started"] == begun
         assert epochs["total"]["processed"] == epochs["total"]["completed"] == step // 4
@@ -265,7 +270,7 @@ def test_arguments_are_checked(arguments: dict[str, int]) -> None:
         LastCheckpoint(**arguments)
 
 
-def test_scores_go_on_in_a_folder_that_was_moved(tmp_path: Path) -> None:
+def test_scores_continue_in_a_folder_that_was_moved(tmp_path: Path) -> None:
     def fit(folder: Path, epochs: int, **kwargs: Any) -> BestCheckpoint:
         best = BestCheckpoint()
         callbacks = OnlineLinearProbe(), LastCheckpoint(), best

@@ -14,42 +14,39 @@ from duality_ssl.distributed import world_size
 
 
 class Stopwatch:
-    """Time spent training, images seen, and the time without a batch; it stops for validation.
+    """Seconds of training, split at the start and the end of each batch; validation is left out.
 
-    The time between the end of a batch and the start of the next is the wait for data: loading,
+    What passes between the end of a batch and the start of the next is the wait for data: loading,
     transfer, and augmentation on the host.
     """
 
     def __init__(self) -> None:
-        self.waited = 0.0
+        self.waited = self.stepped = 0.0
         self.images = 0
-        self._seconds = 0.0
-        self._started: float | None = None
-        self._idle_since = 0.0
+        self.start()
 
     @property
     def seconds(self) -> float:
-        """Seconds of training so far."""
-        running = 0.0 if self._started is None else time.perf_counter() - self._started
-        return self._seconds + running
+        """All seconds of training."""
+        return self.waited + self.stepped
 
     def start(self) -> None:
-        """Start or continue, without a batch."""
-        self.stop()
-        self._started = self._idle_since = time.perf_counter()
+        """Continue after a break."""
+        self._mark = time.perf_counter()
 
     def batch_starts(self) -> None:
         """Count the wait for this batch."""
-        self.waited += time.perf_counter() - self._idle_since
+        self.waited += self._lap()
 
-    def batch_ends(self, images: int) -> None:
-        """Count the images of this batch."""
+    def batch_ends(self, images: int = 0) -> None:
+        """Count this batch; without images, the rest of the last one."""
+        self.stepped += self._lap()
         self.images += images
-        self._idle_since = time.perf_counter()
 
-    def stop(self) -> None:
-        """Stop until the next :meth:`start`."""
-        self._seconds, self._started = self.seconds, None
+    def _lap(self) -> float:
+        before = self._mark
+        self.start()
+        return self._mark - before
 
 
 class RunSummary(Callback):
@@ -80,7 +77,6 @@ class RunSummary(Callback):
         super().on_train_start(trainer, pl_module)
         self._watch, self._before_epoch = Stopwatch(), (0, 0.0)
         self._before_run = _host_seconds(trainer)
-        self._watch.start()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the epoch's figures."""
@@ -156,7 +152,7 @@ class RunSummary(Callback):
     def _stop(self) -> None:
         if self._loss is not None:
             self._loss.item()  # wait for the device, which is behind the host
-        self._watch.stop()
+        self._watch.batch_ends()
 
 
 def _host_seconds(trainer: Trainer) -> dict[str, float]:

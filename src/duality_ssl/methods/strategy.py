@@ -44,7 +44,7 @@ def check_processes(trainer: Trainer) -> None:
     """
     if trainer.world_size != world_size():
         raise ValueError(
-            f"Expected torch.distributed to have the {trainer.world_size} processes of "
-            f"{type(trainer.strategy).__name__}, but it has {world_size()}. "
+            f"Expected torch.distributed to know the {trainer.world_size} processes of "
+            f"{type(trainer.strategy).__name__}, but it knows {world_size()}. "
             "Set --trainer.strategy ddp."
         )

@@ -71,7 +71,7 @@ class LastCheckpoint(_RunCheckpoint):
                 f"{every_n_epochs} and {every_n_steps}."
             )
         super().__init__(
-            filename="last", every_n_epochs=every_n_epochs, save_on_train_epoch_end=True
+            filename="last", every_n_epochs=every_n_epochs, save_on_train_epoch_end=False
         )
         self.every_n_steps = every_n_steps
         self._saved_step = 0
@@ -84,11 +84,11 @@ class LastCheckpoint(_RunCheckpoint):
         return type(self).__qualname__
 
     def state_dict(self) -> dict[str, Any]:
-        """The batch that the last validation followed."""
-        return {"validated_batch": self._validated_batch}
+        """Lightning's, and the batch that the last validation followed."""
+        return {**super().state_dict(), "validated_batch": self._validated_batch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore the batch; the rest is of no use to a resumed fit."""
         self._validated_batch = state_dict.get("validated_batch")
 
     def on_save_checkpoint(
@@ -123,12 +123,9 @@ class LastCheckpoint(_RunCheckpoint):
             self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the batch."""
+        """Note the batch, and write nothing yet: its metrics are logged after this."""
         if not trainer.sanity_checking:
             self._validated_batch = trainer.fit_loop.total_batch_idx
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write nothing yet: the epoch's metrics are logged after this."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the end of the run."""
