@@ -13,7 +13,8 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torchvision.models import resnet18, resnet50
 
-from duality_ssl.optim import LARS, parameter_groups
+from duality_ssl.methods.optimization import parameter_groups
+from duality_ssl.optim import LARS
 
 Make = Callable[[list[dict[str, Any]]], Optimizer]
 

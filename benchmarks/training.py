@@ -32,9 +32,9 @@ from duality_ssl import cli
 from duality_ssl.criteria import VICReg
 from duality_ssl.data.loader import Batch
 from duality_ssl.data.sources import ArrayImages, ImageSource, Split, register_source
+from duality_ssl.methods.optimization import parameter_groups
 from duality_ssl.networks.backbones import create_backbone
 from duality_ssl.networks.projector import create_projector
-from duality_ssl.optim import parameter_groups
 
 try:
     from lightly.loss import VICRegLoss

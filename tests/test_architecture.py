@@ -25,7 +25,7 @@ ALLOWED = {  # besides `_internals`
     "networks": {"distributed", "files", "registry"},
     "data": {"distributed", "randomness", "registry"},
     "evaluation": {"functional"},
-    "runs": {"distributed", "files", "networks"},
+    "runs": {"distributed", "files"},
     "callbacks": {
         *("batches", "criteria", "distributed", "evaluation", "files", "functional"),
         *("randomness", "runs"),

@@ -31,7 +31,6 @@ LIBRARIES = ("lightning", "jsonargparse", "torch", "argparse")
 # Private names outside of `_internals`, where an override cannot be. A name that is no longer used
 # has to leave the list.
 ALLOWED: dict[str, set[str]] = {
-    "callbacks/collapse.py": {"_foreach_norm"},
     "cli/arguments.py": {
         *("_choices_actions", "_datamodule_class", "_model_class", "_parse_ckpt_path"),
         *("_prepare_subcommand_parser", "_subcommand_parsers", "_subcommands_action"),
@@ -40,11 +39,6 @@ ALLOWED: dict[str, set[str]] = {
         *("_get", "_parser", "_prepare_subcommand_kwargs", "_run_subcommand"),
     },
     "cli/messages.py": {"_SubParsersAction", "_typehint"},
-    "methods/joint_embedding.py": {"_layer_sync"},
-    "networks/batch_norm.py": {"_buffers", "_parameters"},
-    "optim.py": {
-        *("_NormBase", "_foreach_add_", "_foreach_addcmul_", "_foreach_mul_", "_foreach_norm"),
-    },
     "runs/loggers.py": {
         *("_check_log_dir_exists", "_get_file_writer", "_rewrite_with_new_header"),
     },
@@ -196,9 +190,20 @@ def test_jsonargparse_imports_under_settings_that_can_be_put_back() -> None:
     assert jsonargparse.import_object("pathlib.Path") is Path
 
 
+@pytest.mark.parametrize("asked", [False, True])
+@names_of("lightning")
+def test_lightning_says_whether_batch_norm_is_synchronized(tmp_path: Path, asked: bool) -> None:
+    run = trainer(tmp_path, strategy="ddp", sync_batchnorm=asked)
+    assert lightning.has_sync_batchnorm(run) == asked
+
+
 @names_of("torch")
-def test_torch_has_one_base_of_all_batch_norms() -> None:
-    for norm in (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm):
-        assert issubclass(norm, torch_internals.BatchNorm)
-    assert issubclass(torch_internals.BatchNorm, torch_internals.NormBase)
-    assert issubclass(torch.nn.InstanceNorm1d, torch_internals.NormBase)
+def test_torch_computes_with_lists_of_tensors() -> None:
+    ones = [torch.ones(2), torch.ones(3)]
+    torch_internals.foreach_add_(ones, ones, alpha=2)
+    torch_internals.foreach_mul_(ones, 2)
+    torch_internals.foreach_addcmul_(ones, ones, ones, value=0.5)
+    assert [tensor.tolist() for tensor in ones] == [[24.0] * 2, [24.0] * 3]
+    norms = torch_internals.foreach_norm(ones, 2, torch.float64)
+    assert [norm.item() for norm in norms] == pytest.approx([24 * 2**0.5, 24 * 3**0.5])
+    assert norms[0].dtype == torch.float64

@@ -1,16 +1,9 @@
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.callback_stubs import (
-    PlainModule,
-    StubData,
-    StubModule,
-    plain_loaders,
-    trainer,
-    two_views,
-)
+from helpers.callback_stubs import PlainModule, StubData, StubModule, plain_loaders, two_views
+from helpers.fits import fit, trainer
 
 from duality_ssl.callbacks import OnlineKNN
 from duality_ssl.callbacks.knn import FeatureBank
@@ -34,7 +27,7 @@ def test_bank_keeps_the_latest(rows: list[int], kept: range) -> None:
     assert len(bank) == len(kept)
 
 
-def test_bank_hands_out_labelled_rows_only() -> None:
+def test_bank_gathers_labelled_rows_only() -> None:
     bank = FeatureBank(8)
     bank.add(torch.arange(4.0)[:, None], torch.tensor([0, -1, 2, -1]))
     features, labels = bank.gather()
@@ -49,8 +42,7 @@ def test_empty_bank_is_refused() -> None:
 @pytest.mark.parametrize("labels", ["own", "probe"], ids=["labelled_pretraining", "probe_set"])
 def test_accuracy_is_that_of_the_offline_knn(tmp_path: Path, labels: str) -> None:
     data, module = StubData(labels), StubModule(lr=0.0)
-    run = trainer(tmp_path, OnlineKNN(k=7), epochs=3)
-    run.fit(module, datamodule=data)
+    run = fit(tmp_path, module, data, OnlineKNN(k=7), epochs=3)
     with torch.no_grad():
         val = module.backbone(data.val.tensors[0])
         if labels == "own":
@@ -66,41 +58,31 @@ def test_accuracy_is_that_of_the_offline_knn(tmp_path: Path, labels: str) -> Non
 
 def test_bank_is_one_epoch_at_most(tmp_path: Path) -> None:
     knn = OnlineKNN()
-    trainer(tmp_path, knn, epochs=3).fit(StubModule(), datamodule=StubData())
+    fit(tmp_path, StubModule(), StubData(), knn, epochs=3)
     assert len(knn._bank) == 2 * 128
     small = OnlineKNN(bank_size=10, k=20)  # k is more than the bank holds
-    run = trainer(tmp_path, small)
-    run.fit(StubModule(), datamodule=StubData())
+    run = fit(tmp_path, StubModule(), StubData(), small)
     assert len(small._bank) == 10
     assert 0 < run.callback_metrics["val/knn_top1"] <= 1
 
 
 def test_any_module_has_neighbours(tmp_path: Path) -> None:
     knn = OnlineKNN(num_classes=8)
-    run = trainer(tmp_path, knn, epochs=2)
     module = PlainModule(lambda h, y: {"features": (h, h, h), "labels": y})
-    run.fit(module, *plain_loaders())
+    run = fit(tmp_path, module, plain_loaders(), knn)
     assert len(knn._bank) == 3 * 128
     assert run.callback_metrics["val/knn_top1"] > 0.9
 
 
 def test_without_labels_it_is_off_and_says_so(tmp_path: Path) -> None:
-    run = trainer(tmp_path, OnlineKNN())
     with pytest.warns(UserWarning, match=r"OnlineKNN is off: the data .*--data.probe_root"):
-        run.fit(StubModule(), datamodule=StubData(labels=None))
+        run = fit(tmp_path, StubModule(), StubData(labels=None), OnlineKNN())
     assert "val/knn_top1" not in run.callback_metrics
 
 
-def test_validate_needs_a_set_of_its_own(tmp_path: Path) -> None:
+def test_validate_takes_neighbours_from_a_set_of_its_own(tmp_path: Path) -> None:
     run = trainer(tmp_path, OnlineKNN())
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for _ in range(2):
-            run.validate(StubModule(), StubData(), verbose=False)
-    said = [str(w.message) for w in caught if "OnlineKNN is off" in str(w.message)]
-    assert len(said) == 1
-    assert "features of training batches" in said[0]
-    assert "--data.probe_source" in said[0]
+    run.validate(StubModule(), StubData(), verbose=False)
     assert "val/knn_top1" not in run.callback_metrics
     run.validate(StubModule(), StubData("probe"), verbose=False)
     assert run.callback_metrics["val/knn_top1"] > 0.8

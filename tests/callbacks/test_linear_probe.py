@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.callback_stubs import PlainModule, StubData, StubModule, plain_loaders, trainer
+from helpers.callback_stubs import PlainModule, StubData, StubModule, plain_loaders
+from helpers.fits import fit, trainer
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from duality_ssl.callbacks import OnlineKNN, OnlineLinearProbe
-from duality_ssl.callbacks.linear_probe import StandardizedLinear
+from duality_ssl.callbacks.standardized import StandardizedLinear
 from duality_ssl.evaluation import linear_top1
 
 TOP1 = {"train/probe_loss", "train/probe_top1", "val/probe_top1"}
@@ -18,8 +19,7 @@ TOP1 = {"train/probe_loss", "train/probe_top1", "val/probe_top1"}
 @pytest.mark.parametrize("labels", ["own", "probe"], ids=["labelled_pretraining", "probe_set"])
 def test_probe_learns_and_logs(tmp_path: Path, labels: str) -> None:
     probe = OnlineLinearProbe(representations=["backbone", "projector"])
-    run = trainer(tmp_path, probe, epochs=6)
-    run.fit(StubModule(), datamodule=StubData(labels))
+    run = fit(tmp_path, StubModule(), StubData(labels), probe, epochs=6)
     metrics = run.callback_metrics
     projector = {name.replace("probe", "probe_projector") for name in TOP1}
     top5 = {"val/probe_top5", "val/probe_projector_top5"}
@@ -34,8 +34,7 @@ def test_probe_tracks_the_offline_evaluation(tmp_path: Path) -> None:
     for dataset, seed in ((data.train, 5), (data.val, 6)):  # hard enough to be told apart
         images = dataset.tensors[0]
         images += 0.8 * torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
-    run = trainer(tmp_path, OnlineLinearProbe(), epochs=10)
-    run.fit(module, datamodule=data)
+    run = fit(tmp_path, module, data, OnlineLinearProbe(), epochs=10)
     with torch.no_grad():
         train, val = (module.backbone(d.tensors[0]) for d in (data.train, data.val))
     offline = linear_top1(train, data.train.tensors[1], val, data.val.tensors[1])
@@ -54,8 +53,7 @@ def test_probe_does_not_depend_on_the_scale_of_features(tmp_path: Path, scale: f
 
 
 def test_two_classes_have_no_top5(tmp_path: Path) -> None:
-    run = trainer(tmp_path, OnlineLinearProbe(), epochs=1)
-    run.fit(StubModule(), datamodule=StubData(classes=2))
+    run = fit(tmp_path, StubModule(), StubData(classes=2), OnlineLinearProbe(), epochs=1)
     assert "val/probe_top1" in run.callback_metrics
     assert "val/probe_top5" not in run.callback_metrics
 
@@ -63,8 +61,7 @@ def test_two_classes_have_no_top5(tmp_path: Path) -> None:
 def test_validation_counts_each_sample_once(tmp_path: Path) -> None:
     """50 samples in batches of 20, 20 and 10: a mean of batch means would weigh the last twice."""
     data, module, probe = StubData(), StubModule(), OnlineLinearProbe()
-    run = trainer(tmp_path, probe, epochs=1, limit_train_batches=2)
-    run.fit(module, datamodule=data)
+    run = fit(tmp_path, module, data, probe, epochs=1, limit_train_batches=2)
     images, labels = data.val.tensors
     with torch.no_grad():
         logits = probe.heads["backbone"](module.backbone(images))
@@ -78,7 +75,7 @@ def test_backbone_sees_nothing_of_the_probe(tmp_path: Path, labels: str) -> None
     """Neither its weights nor the number of its calls differ from a run without the probe."""
     modules = [StubModule(), StubModule()]
     for module, callbacks in zip(modules, ([], [OnlineLinearProbe()]), strict=True):
-        trainer(tmp_path, *callbacks).fit(module, datamodule=StubData(labels))
+        fit(tmp_path, module, StubData(labels), *callbacks)
     without, with_probe = modules
     assert without.forwards == with_probe.forwards
     torch.testing.assert_close(without.state_dict(), with_probe.state_dict(), rtol=0, atol=0)
@@ -104,7 +101,7 @@ def test_unlabelled_samples_in_a_batch_do_not_count(tmp_path: Path) -> None:
         images, labels = data.train.tensors
         labels[::4] = -1
         images[::4] += junk
-        trainer(tmp_path, probe).fit(StubModule(lr=0.0), datamodule=data)
+        fit(tmp_path, StubModule(lr=0.0), data, probe)
         heads.append(probe.heads.state_dict())
     assert heads[0]["backbone.linear.weight"].abs().sum() > 0
     torch.testing.assert_close(heads[0], heads[1])
@@ -113,7 +110,7 @@ def test_unlabelled_samples_in_a_batch_do_not_count(tmp_path: Path) -> None:
 def test_a_batch_without_labels_leaves_the_head_finite(tmp_path: Path) -> None:
     data, probe = StubData(), OnlineLinearProbe()
     data.train.tensors[1][:32] = -1
-    trainer(tmp_path, probe).fit(StubModule(), datamodule=data)
+    fit(tmp_path, StubModule(), data, probe)
     assert all(value.isfinite().all() for value in probe.heads.state_dict().values())
 
 
@@ -127,8 +124,7 @@ ENTRIES: dict[str, Any] = {
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
 def test_any_module_is_probed(tmp_path: Path, entry: Any) -> None:
     probe = OnlineLinearProbe(num_classes=8)
-    run = trainer(tmp_path, probe, epochs=4)
-    run.fit(PlainModule(entry), *plain_loaders())
+    run = fit(tmp_path, PlainModule(entry), plain_loaders(), probe, epochs=4)
     assert run.callback_metrics["val/probe_top1"] > 0.9
     assert probe.state_dict()["steps"] == 4 * 4
 
@@ -150,16 +146,15 @@ BAD: dict[str, tuple[Any, str]] = {
 def test_what_a_step_must_return_is_said(
     tmp_path: Path, callback: Any, entry: Any, said: str
 ) -> None:
-    run = trainer(tmp_path, callback(num_classes=8), epochs=1)
     with pytest.raises(ValueError, match=said):
-        run.fit(PlainModule(entry), *plain_loaders())
+        fit(tmp_path, PlainModule(entry), plain_loaders(), callback(num_classes=8), epochs=1)
 
 
 @pytest.mark.parametrize("callback", [OnlineLinearProbe, OnlineKNN])
 def test_what_a_validation_step_must_return_is_said(tmp_path: Path, callback: Any) -> None:
-    run = trainer(tmp_path, callback(num_classes=8), epochs=1)
+    module = PlainModule(val_entry=lambda h, y: h.mean())
     with pytest.raises(ValueError, match=r"Expected `validation_step` .* no 'features'"):
-        run.fit(PlainModule(val_entry=lambda h, y: h.mean()), *plain_loaders())
+        fit(tmp_path, module, plain_loaders(), callback(num_classes=8), epochs=1)
 
 
 def test_number_of_classes_is_checked() -> None:
@@ -169,7 +164,7 @@ def test_number_of_classes_is_checked() -> None:
 
 def test_number_of_classes_that_is_given_is_the_one(tmp_path: Path) -> None:
     probe = OnlineLinearProbe(num_classes=11)
-    trainer(tmp_path, probe, epochs=1).fit(StubModule(), datamodule=StubData())
+    fit(tmp_path, StubModule(), StubData(), probe, epochs=1)
     assert probe.heads["backbone"].linear.out_features == 11
 
 
@@ -188,7 +183,7 @@ class Rescale(Callback):
 
 def test_statistics_of_a_probe_set_are_those_of_this_validation(tmp_path: Path) -> None:
     data, module, probe = StubData("probe"), StubModule(lr=0), OnlineLinearProbe()
-    trainer(tmp_path, Rescale(), probe, epochs=3, num_sanity_val_steps=0).fit(module, data)
+    fit(tmp_path, module, data, Rescale(), probe, epochs=3, num_sanity_val_steps=0)
     with torch.no_grad():
         features = module._features(data.probe.tensors[0])
     head = probe.heads["backbone"]
@@ -200,16 +195,14 @@ def test_a_probe_set_is_not_learnt_from_before_it_is_seen(tmp_path: Path) -> Non
     """Training batches have no labels, and until the first validation nothing else has come."""
     probe = OnlineLinearProbe()
     settings = {"num_sanity_val_steps": 0, "check_val_every_n_epoch": 2}
-    run = trainer(tmp_path, probe, epochs=1, **settings)
-    run.fit(StubModule(), datamodule=StubData("probe"))
+    run = fit(tmp_path, StubModule(), StubData("probe"), probe, epochs=1, **settings)
     assert probe.state_dict() == {}
     assert not [name for name in run.callback_metrics if "probe" in name]
 
 
 def test_a_fit_that_goes_on_keeps_the_head(tmp_path: Path) -> None:
     probe, module, data = OnlineLinearProbe(), StubModule(lr=0), StubData()
-    run = trainer(tmp_path, probe, epochs=2)
-    run.fit(module, datamodule=data)
+    run = fit(tmp_path, module, data, probe, epochs=2)
     head = probe.heads["backbone"]
     run.fit_loop.max_epochs = 3
     run.fit(module, datamodule=data)
@@ -219,7 +212,7 @@ def test_a_fit_that_goes_on_keeps_the_head(tmp_path: Path) -> None:
     run.fit(module, datamodule=StubData(classes=3))  # other classes: another head
     assert probe.heads["backbone"].linear.out_features == 3
     assert probe.state_dict()["steps"] == 4
-    trainer(tmp_path, probe, epochs=1).fit(module, datamodule=StubData(classes=3))  # a new run
+    fit(tmp_path, module, StubData(classes=3), probe, epochs=1)  # a new run
     assert probe.state_dict()["steps"] == 4
 
 
@@ -238,30 +231,31 @@ class StopAfter(Callback):
 def test_resume_is_bit_exact(tmp_path: Path, labels: str) -> None:
     """Head, statistics, optimiser and schedule come back: the end is that of one run."""
 
-    def fit(folder: Path, *extra: Callback, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def end(folder: Path, *extra: Callback, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         probe = OnlineLinearProbe(representations=["backbone", "projector"])
         keep = ModelCheckpoint(dirpath=folder, save_last=True)
-        run = trainer(folder, probe, keep, *extra, epochs=4, enable_checkpointing=True)
-        run.fit(StubModule(), datamodule=StubData(labels), **kwargs)
+        settings = {"epochs": 4, "enable_checkpointing": True, **kwargs}
+        run = fit(folder, StubModule(), StubData(labels), probe, keep, *extra, **settings)
         return probe.state_dict(), dict(run.callback_metrics)
 
-    whole, metrics = fit(tmp_path / "whole")
+    whole, metrics = end(tmp_path / "whole")
     with pytest.raises(KeyError, match="killed"):
-        fit(tmp_path / "cut", StopAfter(2))
-    resumed, resumed_metrics = fit(tmp_path / "cut", ckpt_path=tmp_path / "cut" / "last.ckpt")
+        end(tmp_path / "cut", StopAfter(2))
+    resumed, resumed_metrics = end(tmp_path / "cut", ckpt_path=tmp_path / "cut" / "last.ckpt")
     assert whole["steps"] == resumed["steps"] == 4 * 4
     torch.testing.assert_close(whole, resumed, rtol=0, atol=0)
     assert metrics == resumed_metrics
 
 
 def test_validate_uses_the_head_of_the_checkpoint(tmp_path: Path) -> None:
-    first = trainer(
+    first = fit(
         tmp_path,
+        StubModule(),
+        StubData(),
         OnlineLinearProbe(),
         ModelCheckpoint(dirpath=tmp_path, save_last=True),
         enable_checkpointing=True,
     )
-    first.fit(StubModule(), datamodule=StubData())
     second = trainer(tmp_path, OnlineLinearProbe())
     second.validate(StubModule(), StubData(), ckpt_path=tmp_path / "last.ckpt", verbose=False)
     assert second.callback_metrics["val/probe_top1"] == first.callback_metrics["val/probe_top1"]
@@ -275,18 +269,18 @@ def test_validate_without_a_head_logs_nothing(tmp_path: Path) -> None:
 
 def test_a_checkpoint_with_other_classes_is_refused(tmp_path: Path) -> None:
     keep = ModelCheckpoint(dirpath=tmp_path, save_last=True)
-    run = trainer(tmp_path, OnlineLinearProbe(), keep, epochs=1, enable_checkpointing=True)
-    run.fit(StubModule(), datamodule=StubData(classes=3))
-    again = trainer(tmp_path, OnlineLinearProbe())
+    settings = {"epochs": 1, "enable_checkpointing": True}
+    fit(tmp_path, StubModule(), StubData(classes=3), OnlineLinearProbe(), keep, **settings)
+    last = tmp_path / "last.ckpt"
     with pytest.raises(ValueError, match=r"Expected the checkpoint to have probes .* 4 classes"):
-        again.fit(StubModule(), datamodule=StubData(classes=4), ckpt_path=tmp_path / "last.ckpt")
+        fit(tmp_path, StubModule(), StubData(classes=4), OnlineLinearProbe(), ckpt_path=last)
 
 
 def test_the_learning_rate_ends_near_zero(tmp_path: Path) -> None:
     probe = OnlineLinearProbe(learning_rate=0.1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer(tmp_path, probe, epochs=25).fit(StubModule(), datamodule=StubData())
+        fit(tmp_path, StubModule(), StubData(), probe, epochs=25)
     lr = probe.state_dict()["optimizer"]["param_groups"][0]["lr"]
     assert 0 < lr < 1e-4
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.callback_stubs import StubData, trainer
+from helpers import fits
+from helpers.callback_stubs import StubData
 from torch.profiler import ProfilerActivity, profile
 
 from duality_ssl import criteria
@@ -112,15 +113,15 @@ def test_many_similarities_are_not_all_there(criterion: type[Criterion]) -> None
     assert need.criterion < 2**28 < 4 * 16_384**2
 
 
-def fit(folder: Path, **options: Any) -> None:
+def first_step(folder: Path, **options: Any) -> None:
     network = {"backbone": "resnet_tiny", "projector": "64-64", "in_channels": 1}
     method = VICReg(**network, warmup_epochs=0, **options)
-    trainer(folder, MemoryEstimate(), epochs=1, fast_dev_run=True).fit(method, StubData())
+    fits.fit(folder, method, StubData(), MemoryEstimate(), fast_dev_run=True)
 
 
 def test_a_fit_says_it_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        fit(tmp_path)
+        first_step(tmp_path)
     said = [r.message for r in caplog.records if r.message.startswith("Projector of")]
     assert len(said) == 1
     pattern = r"Projector of 0\.0 M weights: \d+ MiB .*, \d+ MiB of act.*; criterion: \d+ MiB\."
@@ -140,15 +141,15 @@ def test_state_of_the_fits_optimiser_is_counted(
 
     monkeypatch.setattr(memory, "estimate", spy)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the optimiser's own learning rate is replaced
-        fit(tmp_path, optimizer=make)
+        warnings.simplefilter("ignore")  # the optimizer's own learning rate is replaced
+        first_step(tmp_path, optimizer=make)
     assert asked == [tensors]
 
 
 def test_what_does_not_fit_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
     with pytest.warns(UserWarning, match=r"but cpu has .* free.*Set --") as caught:
-        fit(tmp_path)
+        first_step(tmp_path)
     assert sum("Set --" in str(w.message) for w in caught) == 1
 
 

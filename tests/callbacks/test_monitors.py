@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.callback_stubs import PlainModule, StubData, StubModule, plain_loaders, trainer
+from helpers.callback_stubs import PlainModule, StubData, StubModule, plain_loaders
+from helpers.fits import fit, trainer
 from lightning import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
@@ -51,7 +52,7 @@ def test_rankme_takes_a_share_of_every_batch(
         "duality_ssl.callbacks.spectrum.rankme", lambda z: seen.append(z) or torch.tensor(1.0)
     )
     data, module = StubData(), StubModule(lr=0.0)
-    trainer(tmp_path, RankMe(max_samples=most), epochs=1).fit(module, datamodule=data)
+    fit(tmp_path, module, data, RankMe(max_samples=most), epochs=1)
     images = [data.val.tensors[0][i * 20 :][:n] for i, n in enumerate(shares)]
     with torch.no_grad():
         expected = module.projector(module.backbone(torch.cat(images)))
@@ -59,8 +60,7 @@ def test_rankme_takes_a_share_of_every_batch(
 
 
 def test_rankme_of_a_diverged_network_is_nan(tmp_path: Path) -> None:
-    run = trainer(tmp_path, RankMe(), epochs=1)
-    run.fit(StubModule(loss=torch.nan), datamodule=StubData())
+    run = fit(tmp_path, StubModule(loss=torch.nan), StubData(), RankMe(), epochs=1)
     assert run.callback_metrics["val/rankme"].isnan()
 
 
@@ -132,8 +132,8 @@ def test_duality_monitor_logs_the_mean_over_views_and_its_turns(tmp_path: Path) 
             return outputs
 
     measured: list = []
-    run = trainer(tmp_path, DualityMonitor(every_n_steps=2, max_samples=20), epochs=1)
-    run.fit(Spy(), datamodule=StubData())
+    monitor = DualityMonitor(every_n_steps=2, max_samples=20)
+    run = fit(tmp_path, Spy(), StubData(), monitor, epochs=1)
     for name in measured[0][0]:
         expected = torch.stack([view[name] for views in measured for view in views]).mean()
         torch.testing.assert_close(run.callback_metrics[f"duality/{name}"], expected)
@@ -142,8 +142,7 @@ def test_duality_monitor_logs_the_mean_over_views_and_its_turns(tmp_path: Path) 
 def test_monitors_take_any_module(tmp_path: Path) -> None:
     module = PlainModule(lambda h, y: {"embeddings": h})
     watching = [RankMe(), DualityMonitor(), CollapseGuard(action="stop")]
-    run = trainer(tmp_path, *watching, epochs=2)
-    run.fit(module, *plain_loaders())
+    run = fit(tmp_path, module, plain_loaders(), *watching, epochs=2)
     assert run.callback_metrics["val/rankme_features"] > 1
     assert "val/rankme" not in run.callback_metrics
     assert run.callback_metrics["duality/cosine_std"] > 0
@@ -154,7 +153,7 @@ def test_guard_names_images_of_any_batch(tmp_path: Path) -> None:
     train.dataset.tensors[0][5] = torch.nan
     module = PlainModule(lambda h, y: {"embeddings": h})
     with pytest.raises(GuardError, match=r"pixels of 1 of 32 images \(row 5\) are NaN"):
-        trainer(tmp_path, CollapseGuard(action="stop")).fit(module, train)
+        fit(tmp_path, module, train, CollapseGuard(action="stop"))
 
 
 @pytest.mark.parametrize("callback", [DualityMonitor, CollapseGuard, ViewGrid, BackboneWriter])

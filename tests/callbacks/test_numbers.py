@@ -168,7 +168,7 @@ def test_the_first_part_that_is_not_finite_is_named_and_ends_the_fit(
     what, remedy = FAULTS[where]
     assert said == []
     assert error.startswith(f"Step 7: in batch 2 of epoch 2 {what}")
-    assert "The weights are not finite any more, which no step heals." in error
+    assert "The weights are not finite any more, and no step can repair them." in error
     assert remedy in error
     assert steps == 7
 

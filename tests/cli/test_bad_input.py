@@ -848,7 +848,7 @@ CALLS = {
     ),
     "one class to tell apart": case(
         partial(evaluation.linear_top1, ONES, LABELS * 0, ONES, LABELS),
-        "all 4 labels are 0",
+        "only one class",
         "at least 2 classes",
     ),
     "source without its files": case(

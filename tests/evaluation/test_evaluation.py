@@ -21,9 +21,7 @@ from duality_ssl.evaluation import (
     knn_top1,
     knn_votes,
     linear_top1,
-    neighbours,
 )
-from duality_ssl.evaluation import protocols as evaluation
 from duality_ssl.functional import rankme
 
 Sets = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -72,8 +70,8 @@ def test_knn_votes_match_reference(
     small: Sets, k: int, temperature: float, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bank, labels, queries, _ = small
-    monkeypatch.setattr(neighbours, "_ROWS", rows)
-    monkeypatch.setattr(neighbours, "_BLOCK", 7 * min(rows, len(bank)))  # 7 queries in a block
+    monkeypatch.setattr("duality_ssl.evaluation.knn._ROWS", rows)
+    monkeypatch.setattr("duality_ssl.evaluation.knn._BLOCK", 7 * min(rows, len(bank)))  # 7 queries
     votes = knn_votes(bank, labels, queries, 4, k=k, temperature=temperature)
     expected = reference_votes(
         bank.double().numpy(), labels.numpy(), queries.double().numpy(), 4, k, temperature
@@ -147,7 +145,7 @@ def test_few_labels_are_seeded_draws_of_so_many_a_class(
         seen.append((train, labels))
         return float(len(seen))
 
-    monkeypatch.setattr(evaluation, "_fit_and_score", spy)
+    monkeypatch.setattr("duality_ssl.evaluation.few_label.fit_and_score", spy)
     mean, spread = few_label_top1(*small, per_class=4, draws=3)
     assert (mean, spread) == (2, 1)
     assert all(np.bincount(labels).tolist() == [4, 4, 4] for _, labels in seen)
@@ -159,22 +157,16 @@ def test_few_labels_are_seeded_draws_of_so_many_a_class(
 def test_few_labels_of_many_classes_take_fewer_draws_and_say_so(
     small: Sets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "_FEW_LABEL_CLASSES", 7)  # two draws of three classes
-    with pytest.warns(UserWarning, match="takes 2 of 5 draws, for each is of 3 classes"):
+    monkeypatch.setattr("duality_ssl.evaluation.few_label._MOST_CLASSES", 7)  # 2 draws of 3
+    with pytest.warns(UserWarning, match="takes 2 of 5 draws, since each has 3 classes"):
         capped = few_label_top1(*small, draws=5)
     assert capped == few_label_top1(*small, draws=2)
 
 
-def test_features_are_checked_once(small: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
-    checked, check = [], evaluation._check
-    monkeypatch.setattr(evaluation, "_check", lambda *args: checked.append(args[2]) or check(*args))
-    evaluate(*small)
-    assert checked == ["train", "val"]
-
-
 def test_large_sets_are_taken_in_pieces(small: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = evaluate(*small)
-    monkeypatch.setattr(evaluation, "_ROWS", 7)
+    monkeypatch.setattr("duality_ssl.evaluation.sets.ROWS", 7)
+    monkeypatch.setattr("duality_ssl.evaluation.linear.ROWS", 7)
     assert evaluate(*small) == whole
 
 
@@ -206,7 +198,7 @@ def test_knn_of_evaluate_votes_on_the_device_named(
         seen.append((bank.device.type, queries.device.type))
         return torch.zeros(30, 3)
 
-    monkeypatch.setattr(evaluation, "knn_votes", spy)
+    monkeypatch.setattr("duality_ssl.evaluation.knn.knn_votes", spy)
     evaluate(*small, device="meta")
     assert seen == [("cpu", "meta")]  # a large bank stays where it is, and comes in pieces
 

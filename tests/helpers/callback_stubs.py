@@ -1,11 +1,11 @@
 """A module and a data module with the contracts that the callbacks rely on, and nothing else."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from helpers.fits import trainer as trainer
+from lightning import LightningDataModule, LightningModule
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Subset, TensorDataset
@@ -181,19 +181,3 @@ def plain_loaders() -> tuple[DataLoader, DataLoader]:
     """Labelled images for training and validation, as anybody has them."""
     sets = (TensorDataset(*blobs(128)), TensorDataset(*blobs(50, seed=2)))
     return DataLoader(sets[0], batch_size=32), DataLoader(sets[1], batch_size=20)
-
-
-def trainer(folder: Path, *callbacks: Callback, epochs: int = 2, **kwargs: Any) -> Trainer:
-    settings = {
-        "max_epochs": epochs,
-        "accelerator": "cpu",
-        "devices": 1,
-        "default_root_dir": folder,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        "enable_progress_bar": False,
-        "num_sanity_val_steps": 1,
-        "use_distributed_sampler": False,
-    }
-    return Trainer(callbacks=list(callbacks), **(settings | kwargs))

@@ -36,3 +36,11 @@ def restore_at_teardown(trainer: Trainer, handlers: Mapping[int, Any]) -> None:
     ends in an exception: they would stay.
     """
     trainer._signal_connector._original_handlers.update(handlers)
+
+
+def has_sync_batchnorm(trainer: Trainer) -> bool:
+    """Whether a trainer has ``sync_batchnorm=True``, which no public attribute says.
+
+    Without it timm's norms would lose their activation, and a fit on CPUs would fail.
+    """
+    return getattr(trainer.strategy, "_layer_sync", None) is not None

@@ -1,7 +1,10 @@
 """Private names of PyTorch."""
 
-# The base classes of torch's batch norms, which `synchronize_batch_norm` looks for.
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
-from torch.nn.modules.batchnorm import _NormBase as NormBase
+# The arithmetic of torch.optim on lists of tensors, one kernel for many on a GPU; without it LARS
+# and the norms of gradients would take a kernel a tensor.
+from torch import _foreach_add_ as foreach_add_
+from torch import _foreach_addcmul_ as foreach_addcmul_
+from torch import _foreach_mul_ as foreach_mul_
+from torch import _foreach_norm as foreach_norm
 
-__all__ = ["BatchNorm", "NormBase"]
+__all__ = ["foreach_add_", "foreach_addcmul_", "foreach_mul_", "foreach_norm"]

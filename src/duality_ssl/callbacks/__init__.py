@@ -1,4 +1,4 @@
-"""Callbacks: probes, spectrum, duality, guard, progress, views, and what test and predict write."""
+"""Callbacks: probes and monitors of a run, its progress, and the files of test and predict."""
 
 from duality_ssl.callbacks.collapse import CollapseGuard, GuardError
 from duality_ssl.callbacks.duality import DualityMonitor, duality_terms

@@ -1,7 +1,7 @@
-"""CollapseGuard: says early that a run learns nothing: it diverged, collapsed, or has no input."""
+"""CollapseGuard: warns early of a run that diverged, collapsed, or has nothing to learn from."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from duality_ssl._internals.torch import foreach_norm
 from duality_ssl.batches import images_of
 from duality_ssl.callbacks.finite import StepFaults, step_faults
 from duality_ssl.callbacks.outputs import views
@@ -18,61 +19,61 @@ from duality_ssl.distributed import all_reduce_sum, processes
 from duality_ssl.functional import normalize_rows, rankme
 from duality_ssl.runs.checkpoint import is_damaged
 
-_COLLAPSED = (
-    "Try a lower learning rate, a lower temperature, or a higher weight of the term that spreads "
-    "the embeddings (variance, covariance, redundancy); and check that batches are not tiny."
-)
-_EXPLODED = "Try a lower learning rate (--model.base_lr) or --trainer.gradient_clip_val 1."
-_OVERFLOW = "Take --trainer.precision bf16-mixed, or 32-true, in place of 16-mixed."
-_NO_RATE = "Set --model.base_lr, --model.warmup_epochs or --model.scheduler otherwise."
-_NO_IMAGES = "Look at --data.root and at what prepared it."
-_ONE_DIMENSION = "Let --model.projector end in 2 or more."
-_PAIR = "Set --data.batch_size higher."
+_REMEDIES = {
+    "collapse": "Try a lower learning rate, a lower temperature, or a higher weight of the term "
+    "that spreads the embeddings (variance, covariance, redundancy); and check that batches are "
+    "not tiny.",
+    "growth": "Try a lower learning rate (--model.base_lr) or --trainer.gradient_clip_val 1.",
+    "overflow": "Take --trainer.precision bf16-mixed, or 32-true, in place of 16-mixed.",
+    "rate": "Set --model.base_lr, --model.warmup_epochs or --model.scheduler otherwise.",
+    "images": "Look at --data.root and at what prepared it.",
+    "dimension": "Let --model.projector end in 2 or more.",
+    "pair": "Set --data.batch_size higher.",
+}
 _LOOKED_AT = 32  # images, before the first step
-_LEAST_RATE = torch.finfo(torch.float32).tiny  # under it float32 rounds a step to 0
+_LEAST_RATE = torch.finfo(torch.float32).tiny  # float32 rounds a step of a lower rate to 0
 
 
 class GuardError(ValueError):
-    """The guard ends a fit. The command line prints the sentence and exits with code 3.
+    """The guard ends a fit. The command line prints the message and exits with code 3.
 
-    Neither 2, a mistake in the command, nor 1, a bug: numbers went wrong in a run that was well
-    asked for. A job script sees by the code that starting it again as it was does not help.
+    The code tells a job script that the same run would fail again: 2 is a mistake in the command, 1
+    any other error.
     """
 
 
 class CollapseGuard(Callback):
-    r"""Warns, or ends the fit, when a run cannot learn or no longer does.
+    r"""Warns, or ends the fit, if a run cannot learn or has stopped learning.
 
-    Before the first step: a learning rate that is 0, images that are all the same or most of them
-    of one colour. In the first step: embeddings of one dimension, batch norm of two rows. Then, at
-    every check:
+    Before the first step: the learning rate is 0, all images are equal, or most are of one colour.
+    In the first step: embeddings have one dimension, or batch norm sees two rows. At every check:
 
-    - pixels, embeddings, loss or gradients were NaN or infinite in any step since the last check;
-      the message names the batch and what of it came first: files, or tensors;
-    - 16-mixed precision skipped every step since the last check, its loss scale being under 1;
+    - pixels, embeddings, loss or gradients were NaN or infinite in a step since the last check; the
+      message names the batch and the first of these, with its files or tensors;
+    - 16-mixed precision skipped every step since the last check, with a loss scale under 1;
     - the learning rate was 0 in every step since the last check;
     - the norm of the gradient or the mean norm of the embeddings is over ``max_growth`` times that
       of the first step;
     - the spread, :math:`\sqrt{D}\, \mathrm{mean}_j\, \mathrm{std}_i(z_{ij} / \|z_i\|)`, is under
       ``min_std``: 1 for directions spread over the sphere, 0 for one direction;
     - the effective rank (RankMe, not centred) is under ``min_rank``, or under a quarter of
-      ``min(N, D)`` where that is less.
+      ``min(N, D)`` if that is less.
 
-    Embeddings are those the criterion saw (all processes, first view). Growth and collapse are
-    acted upon after ``patience`` checks in a row, the rest at once, with one warning of each kind a
-    run. Whatever the action, a `GuardError` ends the fit where going on makes no sense: once a
-    weight or a running statistic is not finite, and after ``patience`` checks in a row with a loss
-    that is not, or with skipped steps alone. Between checks nothing waits for the device.
+    Embeddings are those of the criterion (all processes, first view). Growth and collapse need
+    ``patience`` checks in a row; each kind is warned of once a run. Whatever the action, a
+    `GuardError` ends the fit if a weight or a running statistic is not finite, or after
+    ``patience`` checks in a row with a loss that is not finite or with skipped steps only. Between
+    checks nothing waits for the device.
 
     Args:
-        action: ``warn`` goes on training, ``stop`` ends the fit with an error.
+        action: ``warn`` continues the training, ``stop`` ends the fit with an error.
         min_std: Least spread of the embeddings.
         min_rank: Least effective rank of the embeddings.
         every_n_steps: Batches between two checks; the first of a fit and the last of an epoch are
             checked too.
-        patience: Checks in a row that must find the same run ill.
-        max_samples: Most embeddings that a check looks at.
-        max_growth: Most growth of a norm since the first step, as a factor.
+        patience: Failed checks in a row before the guard acts.
+        max_samples: Most embeddings in a check.
+        max_growth: Largest factor of a norm over that of the first step.
 
     Raises:
         ValueError: For an unknown action, or a number out of range.
@@ -90,53 +91,48 @@ class CollapseGuard(Callback):
     ) -> None:
         if action not in ("warn", "stop"):
             raise ValueError(f"Expected `action` to be 'warn' or 'stop', but got {action!r}.")
-        if every_n_steps < 1 or patience < 1 or max_samples < 2:
+        if every_n_steps < 1 or patience < 1 or max_samples < 2 or not max_growth > 1:
             raise ValueError(
-                "Expected `every_n_steps` and `patience` of at least 1 and `max_samples` of at "
-                f"least 2, but got {every_n_steps}, {patience} and {max_samples}."
+                "Expected `every_n_steps` and `patience` of at least 1, `max_samples` of at least "
+                "2 and `max_growth` above 1, but got "
+                f"{every_n_steps}, {patience}, {max_samples} and {max_growth}."
             )
-        if not max_growth > 1:
-            raise ValueError(f"Expected `max_growth` above 1, but got {max_growth}.")
         self.action = action
-        self.min_std = min_std
-        self.min_rank = min_rank
-        self.every_n_steps = every_n_steps
-        self.patience = patience
-        self.max_samples = max_samples
-        self.max_growth = max_growth
-        self._start_anew()
+        self.min_std, self.min_rank, self.max_growth = min_std, min_rank, max_growth
+        self.every_n_steps, self.patience, self.max_samples = every_n_steps, patience, max_samples
+        self._reset()
 
-    def _start_anew(self) -> None:
+    def _reset(self) -> None:
         self._faults: list[StepFaults] = []  # of the steps since the last check
         self._rates: list[float] = []  # highest learning rate of each
         self._weights: list[nn.Parameter] = []  # those that had a gradient in the last step
-        self._norms: Tensor | None = None  # of their gradients
+        self._norms: Tensor | None = None  # norms of their gradients
         self._latest: Tensor  # embeddings of the last step, first view
         self._first_norms: dict[str, float] = {}
         self._strikes = 0
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         self._started = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Start anew: each fit has its own warnings."""
+        """Reset: each fit has its own warnings."""
         if stage == "fit":
-            self._start_anew()
+            self._reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run is compared with, and for how many checks it has been ill."""
+        """The norms of the first step, and the number of failed checks in a row."""
         return {"first_norms": self._first_norms, "strikes": self._strikes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with a resumed run."""
+        """Restore them in a resumed run."""
         self._first_norms, self._strikes = state_dict["first_norms"], state_dict["strikes"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the learning rate and at some images."""
+        """Check the learning rate and some images."""
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         rate = max(float(group.get("initial_lr", group["lr"])) for group in groups)
         if rate < _LEAST_RATE:
             what = f"the learning rate is {rate:g}, so that nothing will be learnt."
-            self._act(trainer, "rate", what, _NO_RATE)
+            self._act(trainer, "rate", what)
         glance = getattr(trainer.train_dataloader, "glance", None)
         if glance is not None:
             self._look_at(trainer, glance(_LOOKED_AT))
@@ -144,26 +140,21 @@ class CollapseGuard(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Note the norms of the gradients, not clipped yet, and the learning rate."""
+        """Record the norms of the gradients, before clipping, and the learning rate."""
         groups = optimizer.param_groups
         self._weights = [p for group in groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in self._weights if p.grad is not None]
         if gradients:
             wide = torch.promote_types(gradients[0].dtype, torch.float32)  # half would overflow
-            self._norms = torch.stack(torch._foreach_norm(gradients, 2, wide))
-        # a tensor would have to be waited for
+            self._norms = torch.stack(list(foreach_norm(gradients, 2, wide)))
+        # reading a tensor would wait for the device
         rates = [math.inf if isinstance(g["lr"], Tensor) else g["lr"] for g in groups]
         self._rates.append(max(rates))
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Mapping[str, Any],  # type: ignore[override]
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note on the device what was not finite; check when it is time."""
+        """Record on the device what was not finite; check if it is time."""
         embeddings, loss = views(outputs, "embeddings", "training_step"), outputs["loss"].detach()
         self._latest = embeddings[0]
         images = images_of(batch, len(self._latest))
@@ -171,43 +162,42 @@ class CollapseGuard(Callback):
         self._faults.append(faults)
         first, self._started = not self._started, True
         if first:
-            self._look_at_batch(trainer, pl_module, images)
+            self._check_first_batch(trainer, pl_module, images)
         if first or trainer.is_last_batch or (batch_idx + 1) % self.every_n_steps == 0:
             self._check(trainer, pl_module, first)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check what came after the last check of an epoch that was cut short."""
+        """Check the steps after the last check of an epoch that was cut short."""
         if self._faults:
             self._check(trainer, pl_module)
 
     def _look_at(self, trainer: Trainer, images: Tensor) -> None:
-        """Say so if the images ``(N, C, H, W)`` have nothing to tell apart."""
+        """Act if the images ``(N, C, H, W)`` do not differ, or most are of one colour."""
         pixels, n = images.flatten(2), len(images)
         plain = int((pixels.amax(2) == pixels.amin(2)).all(1).sum())
         if (images == images[:1]).all():
-            self._act(trainer, "images", f"all of {n} images looked at are the same.", _NO_IMAGES)
+            self._act(trainer, "images", f"all of {n} images looked at are the same.")
         elif 2 * plain > n:
-            what = f"{plain} of {n} images looked at are of one colour."
-            self._act(trainer, "images", what, _NO_IMAGES)
+            self._act(trainer, "images", f"{plain} of {n} images looked at are of one colour.")
 
-    def _look_at_batch(
+    def _check_first_batch(
         self, trainer: Trainer, pl_module: LightningModule, images: Sequence[Tensor]
     ) -> None:
         known = images and images[0].ndim == 4
         if known and not hasattr(trainer.train_dataloader, "glance"):
             self._look_at(trainer, processes().rows(images[0][:_LOOKED_AT]))
         if self._latest.shape[1] == 1:
-            what = "the embeddings have one dimension: of its direction only the sign is left."
-            self._act(trainer, "dimension", what, _ONE_DIMENSION)
+            what = "the embeddings have one dimension: their direction is only a sign."
+            self._act(trainer, "dimension", what)
         rows = len(self._latest) * (2 if getattr(pl_module, "joint_forward", False) else 1)
         if rows == 2 and any(isinstance(layer, nn.BatchNorm1d) for layer in pl_module.modules()):
             what = "batch norm of a batch of 2 makes each unit +1 or -1, whatever the images show."
-            self._act(trainer, "pair", what, _PAIR)
+            self._act(trainer, "pair", what)
 
     def _check(self, trainer: Trainer, pl_module: LightningModule, first: bool = False) -> None:
         faults, self._faults = self._faults, []
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        # a scaler expects gradients that are not finite: it skips the step and scales less
+        # a scaler handles gradients that are not finite: it skips the step and lowers its scale
         bad = torch.stack([step.any(gradients=scaler is None) for step in faults])
         found = all_reduce_sum(bad.float()).nonzero()
         if len(found):
@@ -219,25 +209,24 @@ class CollapseGuard(Callback):
                 f"all {len(faults)} steps since the last check overflowed in float16 and were "
                 f"skipped; the loss scale is down to {scaler.get_scale():.3g}."
             )
-            self._act(trainer, "overflow", what, _OVERFLOW, fatal=self._strikes >= self.patience)
+            self._act(trainer, "overflow", what, fatal=self._strikes >= self.patience)
             return
         if len(self._rates) > 1:  # the first step of a warm-up may have a rate of 0
             if max(self._rates) < _LEAST_RATE:
-                what = f"the learning rate was 0 in each of {len(self._rates)} steps."
-                self._act(trainer, "rate", what, _NO_RATE)
+                steps = len(self._rates)
+                self._act(trainer, "rate", f"the learning rate was 0 in each of {steps} steps.")
             self._rates.clear()
         z = processes().rows(self._latest)[: self.max_samples]
         growth, collapse = self._growth(z), self._collapse(z)
-        if first:  # a fit that has just begun, or goes on, is not judged by it
+        if first:  # it only sets the norms to compare with
             return
         self._strikes = self._strikes + 1 if growth or collapse else 0
         if self._strikes < self.patience:
             return
         if growth:
-            self._act(trainer, "growth", growth, _EXPLODED)
+            self._act(trainer, "growth", growth)
         elif collapse:
-            what = f"the embeddings have collapsed: {collapse}."
-            self._act(trainer, "collapse", what, _COLLAPSED)
+            self._act(trainer, "collapse", f"the embeddings have collapsed: {collapse}.")
 
     def _growth(self, z: Tensor) -> str | None:
         """Which norm has exploded; None if none has."""
@@ -245,7 +234,7 @@ class CollapseGuard(Callback):
         norms["mean norm of the embeddings"] = z.float().norm(dim=1).mean()
         for name, norm in norms.items():
             value = norm.item()
-            if not value or not math.isfinite(value):  # a step that a scaler has skipped
+            if not value or not math.isfinite(value):  # of a step that a scaler has skipped
                 continue
             before = self._first_norms.setdefault(name, value)
             if value > self.max_growth * before:
@@ -265,7 +254,7 @@ class CollapseGuard(Callback):
         return None
 
     def _act_on_fault(self, trainer: Trainer, pl_module: LightningModule, step: StepFaults) -> None:
-        """Say what was not finite in a step; end the fit if that has damaged the weights."""
+        """Act on a step that was not finite; end the fit if it has damaged the weights."""
         self._strikes += 1
         names = getattr(trainer.train_dataloader, "names", None)
         own = processes().own(len(step.images))
@@ -275,29 +264,28 @@ class CollapseGuard(Callback):
         what = f"in batch {step.batch_idx + 1} of epoch {trainer.current_epoch + 1} {what}"
         damaged = is_damaged(pl_module)
         if damaged:
-            what += " The weights are not finite any more, which no step heals."
-        self._act(trainer, "fault", what, remedy, fatal=damaged or self._strikes >= self.patience)
+            what += " The weights are not finite any more, and no step can repair them."
+        fatal = damaged or self._strikes >= self.patience
+        self._act(trainer, "fault", f"{what} {remedy}", fatal)
 
-    def _act(
-        self, trainer: Trainer, kind: str, what: str, remedy: str, fatal: bool = False
-    ) -> None:
-        """Warn once a run of each kind, or end the fit."""
-        message = f"Step {trainer.global_step}: {what} {remedy}"
+    def _act(self, trainer: Trainer, kind: str, what: str, fatal: bool = False) -> None:
+        """Warn once of each kind, or end the fit."""
+        message = f"Step {trainer.global_step}: {what} {_REMEDIES.get(kind, '')}".rstrip()
         if fatal or self.action == "stop":
             raise GuardError(f"{message} Training stops here; {_kept(trainer)}")
-        if kind not in self._said:
-            self._said.add(kind)
+        if kind not in self._warned:
+            self._warned.add(kind)
             rank_zero_warn(message)
 
 
 def _is_stuck(scaler: torch.amp.GradScaler, steps: Sequence[StepFaults]) -> bool:
-    """Whether the scaler has skipped all steps, and gradients overflow however small it scales."""
+    """Whether the scaler has skipped all steps although its scale is under 1."""
     skipped = torch.stack([step.gradients.any() for step in steps])
     return scaler.get_scale() < 1 and bool(skipped.all())
 
 
 def _kept(trainer: Trainer) -> str:
-    """Which checkpoints there are; those of this package have finite weights."""
+    """Name the checkpoints of the run; those of this package have finite weights."""
     paths = [Path(getattr(c, "best_model_path", "")) for c in trainer.checkpoint_callbacks]
     kept = [str(path) for path in paths if path.is_file()]
     return f"kept from before: {', '.join(kept)}." if kept else "no checkpoint was written before."

@@ -8,26 +8,25 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from duality_ssl.callbacks.outputs import OutputStore, output_path
 from duality_ssl.evaluation import Settings, evaluate
 from duality_ssl.files import write_atomically
 
-_SAID = ("linear_top1", "knn_top1", "few_label_top1", "rankme")
+_PRINTED = ("linear_top1", "knn_top1", "few_label_top1", "rankme")
 
 
 class OfflineEvaluation(Callback):
     """Evaluates frozen features when ``trainer.test`` ends and writes ``evaluation.json``.
 
-    Test loader 0 is the training set, un-augmented, loader 1 the validation set. Features of all
-    processes go to the first one's memory; it runs :func:`duality_ssl.evaluation.evaluate`, logs
-    ``test/linear_top1``, ``test/knn_top1``, ``test/few_label_top1``, ``test/few_label_std``,
-    ``test/rankme`` (validation embeddings) and ``test/rankme_features`` (accuracies as fractions),
-    and writes them, with the sizes of the sets and what was asked for, beside the checkpoint (in
-    the run's folder if there is none): ``evaluation.json`` for ``last.ckpt``, and
-    ``evaluation-best.json`` for ``best.ckpt``. Without labels, or with those of one class, only the
-    ranks are there. A step may return no ``embeddings``: the features stand in for them.
+    Test loader 0 is the training set, un-augmented, loader 1 the validation set. The first process
+    gathers all features, runs :func:`duality_ssl.evaluation.evaluate`, logs ``test/linear_top1``,
+    ``test/knn_top1``, ``test/few_label_top1``, ``test/few_label_std``, ``test/rankme`` (validation
+    embeddings, or features if the step returns none) and ``test/rankme_features`` (accuracies as
+    fractions), and writes them, with the sizes of the sets and the settings, beside the checkpoint
+    (in the run's folder without one): ``evaluation.json`` for ``last.ckpt``,
+    ``evaluation-best.json`` for ``best.ckpt``. Without labels, or with one class, only the ranks
+    are logged and written.
 
     Args:
         k: Neighbours that vote in the k-NN.
@@ -55,7 +54,7 @@ class OfflineEvaluation(Callback):
         self._val = OutputStore(())
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start with empty stores; refuse other loaders than a training and a validation set."""
+        """Start with empty stores; require a training and a validation loader."""
         loaders = len(trainer.num_test_batches)
         if loaders != 2:
             raise ValueError(
@@ -94,23 +93,10 @@ class OfflineEvaluation(Callback):
             device=pl_module.device,
         )
         for name, value in results.items():
-            # nothing is synchronised, for the others are gone: sync_dist only spares the advice
+            # nothing is synchronized, since the others have returned; this silences the advice
             pl_module.log(f"test/{name}", value, rank_zero_only=True, sync_dist=True)
-        record = {**results, **self._facts(trainer, pl_module, train, val)}
-        content = json.dumps(record, indent=2) + "\n"
-        write_atomically(path, lambda file: file.write(content.encode()))
-        figures = (f"{name} {results[name]:.4g}" for name in _SAID if name in results)
-        rank_zero_info(f"{', '.join(figures)}. Wrote {path}.")
-
-    def _facts(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        train: Mapping[str, Tensor],
-        val: Mapping[str, Tensor],
-    ) -> dict[str, Any]:
-        """What the figures are of."""
-        return {
+        record = {
+            **results,
             "method": type(pl_module).__name__,
             "checkpoint": Path(trainer.ckpt_path).name if trainer.ckpt_path else None,
             "num_train": len(train["labels"]),
@@ -118,3 +104,7 @@ class OfflineEvaluation(Callback):
             "num_features": train["features"].shape[1],
             "settings": asdict(self.settings),
         }
+        content = json.dumps(record, indent=2) + "\n"
+        write_atomically(path, lambda file: file.write(content.encode()))
+        figures = (f"{name} {results[name]:.4g}" for name in _PRINTED if name in results)
+        rank_zero_info(f"{', '.join(figures)}. Wrote {path}.")

@@ -1,21 +1,20 @@
 """The online k-NN: weighted neighbours among the latest training features."""
 
 import math
+from collections import deque
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from duality_ssl.callbacks.labelled import Accuracies, LabelledCallback, is_validation_set
+from duality_ssl.callbacks.labelled import LabelledCallback
 from duality_ssl.distributed import all_gather_rows, rank, world_size
 from duality_ssl.evaluation import Settings, knn_votes
 
 
 class FeatureBank:
-    """The latest features and their labels, in a ring on the features' own device.
+    """The latest features and their labels, oldest first, on the features' own device.
 
     Args:
         capacity: Most rows.
@@ -23,83 +22,60 @@ class FeatureBank:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._features: Tensor | None = None
-        self._labels: Tensor | None = None
-        self._added = 0
+        self._batches: deque[tuple[Tensor, Tensor]] = deque()
 
     def __len__(self) -> int:
-        return min(self._added, self.capacity)
+        return min(sum(len(labels) for _, labels in self._batches), self.capacity)
 
     def add(self, features: Tensor, labels: Tensor) -> None:
-        """Add rows ``(N, F)`` and labels ``(N,)``; the oldest rows make place for them."""
-        features, labels = features[-self.capacity :], labels[-self.capacity :]
-        if self._features is None or self._labels is None:
-            # made outside inference mode, so that training and validation may both write
-            with torch.inference_mode(False):
-                self._features = features.new_zeros(self.capacity, features.shape[1])
-                self._labels = labels.new_full((self.capacity,), -1)
-        rows = torch.arange(self._added, self._added + len(features), device=features.device)
-        self._features.index_copy_(0, rows % self.capacity, features.to(self._features.dtype))
-        self._labels.index_copy_(0, rows % self.capacity, labels)
-        self._added += len(features)
+        """Add rows ``(N, F)`` and labels ``(N,)``; drop batches that are too old."""
+        self._batches.append((features, labels))
+        held = sum(len(labels) for _, labels in self._batches)
+        while held - len(self._batches[0][1]) >= self.capacity:
+            held -= len(self._batches.popleft()[1])
+
+    def _gather(self) -> tuple[Tensor, Tensor]:
+        parts = zip(*self._batches, strict=True)
+        features, labels = (all_gather_rows(torch.cat(part)[-self.capacity :]) for part in parts)
+        return features, labels
 
     def gather(self) -> tuple[Tensor, Tensor]:
-        """Features and labels of all processes' banks, labelled rows only."""
-        if self._features is None or self._labels is None:
+        """Gather features and labels of all processes' banks, labelled rows only."""
+        if not self._batches:
             raise ValueError("Expected a bank with features, but nothing was added to it.")
-        features = all_gather_rows(self._features[: len(self)])
-        labels = all_gather_rows(self._labels[: len(self)])
+        features, labels = self._gather()
         return features[labels >= 0], labels[labels >= 0]
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows of all processes' banks, and how many each of them was given."""
-        if self._features is None or self._labels is None:
+        """Gather the rows of all processes' banks, and how many each of them has."""
+        if not self._batches:
             return {}
-        return {
-            "features": all_gather_rows(self._features[: len(self)]),
-            "labels": all_gather_rows(self._labels[: len(self)]),
-            "added": all_gather_rows(torch.tensor([self._added], device=self._labels.device)),
-            "capacity": self.capacity,
-        }
+        features, labels = self._gather()
+        added = all_gather_rows(torch.tensor([len(self)], device=labels.device))
+        return {"features": features, "labels": labels, "added": added, "capacity": self.capacity}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Fill this empty bank from a state; as it was, if capacity and processes are the same.
+        """Fill this empty bank from a state, with the latest rows if its capacity is smaller.
 
-        With another capacity the latest rows are kept; another number of processes shares all rows
-        evenly, by which a process may keep older ones than it would have.
+        A different number of processes shares all rows evenly.
         """
-        added, capacity = state["added"].tolist(), state["capacity"]
-        sizes = [min(count, capacity) for count in added]
-        same = len(added) == world_size()
-        labels = state["labels"].to(device).split(sizes)
-        features = state["features"].to(device).split(sizes)
-        if same and capacity == self.capacity:
-            self.add(features[rank()], labels[rank()])
-            self._added = added[rank()]
-            return
-        # the row that would make place next is the oldest
-        starts = [count % capacity if count > capacity else 0 for count in added]
-        by_age = [
-            (rows.roll(-start, 0), own.roll(-start))
-            for rows, own, start in zip(features, labels, starts, strict=True)
-        ]
-        if same:
-            self.add(*by_age[rank()])
+        rows = state["features"].to(device), state["labels"].to(device)
+        if len(state["added"]) == world_size():
+            sizes = state["added"].clamp(max=state["capacity"]).tolist()
+            features, labels = (part.split(sizes)[rank()] for part in rows)
         else:
-            rows, own = (torch.cat(parts) for parts in zip(*by_age, strict=True))
-            self.add(
-                rows.tensor_split(world_size())[rank()], own.tensor_split(world_size())[rank()]
-            )
+            features, labels = (part.tensor_split(world_size())[rank()] for part in rows)
+        self.add(features, labels)
 
 
 class OnlineKNN(LabelledCallback):
     """Weighted k-NN accuracy on the validation set, with no training and no second forward pass.
 
-    The neighbours are the features that the training steps of the last epoch have left (all
-    augmented views, as the network was then), at most ``bank_size`` of them over all processes.
-    Where the pretraining data has no labels but the data module has a labelled set for probing
-    (``probe_is_pretrain`` False), they are that set's features, of the same validation. The bank of
-    all processes is in the checkpoint.
+    The neighbours are the features of the training steps of the last epoch (all augmented views, as
+    the network was then), at most ``bank_size`` of them over all processes. If the pretraining data
+    has no labels but the data module has a labelled set for probing (``probe_is_pretrain`` False),
+    they are that set's features, of the same validation. The bank of all processes is in the
+    checkpoint.
 
     Logs ``val/knn_top1`` and ``val/knn_top5`` (more than 5 classes) as fractions, each validation
     sample counted once.
@@ -125,23 +101,19 @@ class OnlineKNN(LabelledCallback):
         bank_size: int = 16_384,
         num_classes: int | None = None,
     ) -> None:
-        super().__init__(num_classes)
+        super().__init__(["features"], num_classes)
         if k < 1 or bank_size < 1 or not temperature > 0:
             raise ValueError(
                 "Expected `k` and `bank_size` of at least 1 and `temperature` above 0, but got "
                 f"k={k}, bank_size={bank_size}, temperature={temperature}."
             )
-        self.k = k
-        self.temperature = temperature
-        self.bank_size = bank_size
+        self.k, self.temperature, self.bank_size = k, temperature, bank_size
         self._bank: FeatureBank | None = None
         self._restored: dict[str, Any] = {}
         self._gathered: tuple[Tensor, Tensor] | None = None
-        self._accuracies: Accuracies | None = None
-        self._said_off = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The bank, if it is of training batches."""
+        """The bank, if it has features of training batches."""
         return self._restored if self._bank is None else self._bank.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -152,92 +124,51 @@ class OnlineKNN(LabelledCallback):
         """Start with an empty bank, or that of the checkpoint."""
         self._bank = None
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Add the step's features of all views to the bank."""
-        if self.num_classes is None or self.learns_in_validation(trainer):
-            return
-        rows = self.labelled(outputs, ["features"], "training_step")
-        features, labels = rows["features"], rows["labels"]
-        if self._bank is None:
-            # older features come from a network that is no more: one epoch is enough
-            epoch = trainer.num_training_batches * len(features)
-            self._bank = self._new_bank(int(min(self._share(), epoch)), pl_module.device)
-        self._bank.add(features, labels)
-
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather the bank over the processes."""
-        if self.num_classes is None or trainer.sanity_checking:
-            return
-        self._accuracies = Accuracies(self.num_classes, pl_module.device)
+        """Take the bank of a checkpoint, or start anew with a labelled set."""
         self._gathered = None
+        if trainer.sanity_checking:
+            return
         if self.learns_in_validation(trainer):
-            self._bank = FeatureBank(self._share())
-            return
-        if self._bank is None and self._restored:
+            self._bank = None
+        elif self._bank is None and self._restored and self.num_classes is not None:
             self._bank = self._new_bank(self._share(), pl_module.device)
-        if self._bank is not None:
-            self._gathered = self._bank.gather()
-        elif trainer.state.fn == TrainerFn.VALIDATING and not self._said_off:
-            rank_zero_warn(
-                "OnlineKNN is off: its neighbours are features of training batches, which this "
-                "`validate` has none of. Run `test`, which has a k-NN of its own, or name a "
-                "labelled set with --data.probe_source or --data.probe_root."
-            )
-            self._said_off = True
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    def learn(
+        self, trainer: Trainer, pl_module: LightningModule, rows: dict[str, Tensor], batch_idx: int
     ) -> None:
-        """Classify the validation set; fill the bank from an earlier, labelled loader."""
-        if self.num_classes is None or self._accuracies is None or trainer.sanity_checking:
-            return
+        """Add the features to the bank."""
         if self._bank is None:
-            return
-        rows = self.labelled(outputs, ["features"], "validation_step")
-        features, labels = rows["features"], rows["labels"]
-        if not is_validation_set(trainer, dataloader_idx):
-            if dataloader_idx == 0 and self.learns_in_validation(trainer):
-                self._bank.add(features, labels)
-            return
+            capacity = self._share()
+            if not self.learns_in_validation(trainer):
+                # older features come from an outdated network: one epoch is enough
+                epoch = trainer.num_training_batches * len(rows["labels"])
+                capacity = int(min(capacity, epoch))
+            self._bank = self._new_bank(capacity, pl_module.device)
+        self._bank.add(rows["features"], rows["labels"])
+
+    def scores(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Count the votes of the neighbours, in the bank of all processes."""
+        if self._bank is None:
+            return {}
         if self._gathered is None:
             self._gathered = self._bank.gather()
-        bank, bank_labels = self._gathered
-        if len(bank):
-            votes = knn_votes(
-                bank,
-                bank_labels,
-                features,
-                self.num_classes,
-                k=self.k,
-                temperature=self.temperature,
-            )
-            self._accuracies.update(votes, labels)
+        bank, labels = self._gathered
+        if not len(bank):
+            return {}
+        queries, classes = rows["features"], self.num_classes or 0
+        votes = knn_votes(bank, labels, queries, classes, k=self.k, temperature=self.temperature)
+        return {"knn": votes}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the accuracies over all processes and let the gathered bank go."""
-        if self._accuracies is None or self._gathered is None or trainer.sanity_checking:
-            return
-        if len(self._gathered[0]):
-            self._accuracies.log(pl_module, "val/knn")
+        """Log the accuracies over all processes; free the gathered bank."""
+        super().on_validation_epoch_end(trainer, pl_module)
         self._gathered = None
         if self.learns_in_validation(trainer):
             self._bank = None
 
     def _new_bank(self, capacity: int, device: torch.device) -> FeatureBank:
-        """A bank, with what the checkpoint had in it where there is one."""
+        """Build a bank, with the rows of the checkpoint if there are any."""
         bank, state = FeatureBank(capacity), self._restored
         self._restored = {}
         if state:

@@ -1,5 +1,6 @@
-"""What the callbacks that need labels share: the classes, the loaders' roles, the accuracies."""
+"""The base of the callbacks that classify: loaders with labels, number of classes, accuracies."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,52 +8,104 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from duality_ssl.callbacks.outputs import step_rows
 
 
 class LabelledCallback(Callback):
-    """A callback that is off, with one warning, where the number of classes is not known.
+    """Learns from labelled rows of the steps' outputs, and classifies those of the validation set.
 
-    It is given, or the data module says it (``num_classes``, None without labels), and whether the
-    pretraining batches carry the labels (``probe_is_pretrain``). The last validation loader is the
-    validation set; an earlier one is the labelled set to learn from instead.
+    It learns from training batches if they have the labels (the data module's
+    ``probe_is_pretrain``), else from the first of two validation loaders; the last one is the
+    validation set. Without a number of classes it is off, with one warning.
 
     Args:
-        num_classes: Number of classes; by default that of the data module.
+        entries: Names of the outputs, such as ``features``.
+        num_classes: Number of classes; by default the data module's ``num_classes``.
 
     Raises:
-        ValueError: If it is below 1, or a label is not below it.
+        ValueError: If the number is below 1, or a label is not below it.
     """
 
-    def __init__(self, num_classes: int | None = None) -> None:
+    def __init__(self, entries: Sequence[str], num_classes: int | None = None) -> None:
         if num_classes is not None and num_classes < 1:
             raise ValueError(f"Expected `num_classes` of at least 1, but got {num_classes}.")
+        self.entries = entries
         self.num_classes = num_classes
         self._given = num_classes
+        self._accuracies: dict[str, MetricCollection] = {}
         self._warned = False
         self._checked: set[str] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Read the number of classes; warn once where it is not known."""
+        """Read the number of classes; warn once if it is not known."""
         datamodule = getattr(trainer, "datamodule", None)
-        said = getattr(datamodule, "num_classes", None)
-        self.num_classes = said if self._given is None else self._given
+        known = getattr(datamodule, "num_classes", None)
+        self.num_classes = known if self._given is None else self._given
         self._checked.clear()
         if self.num_classes is None and stage in ("fit", "validate") and not self._warned:
             name = type(self).__name__
             rank_zero_warn(
-                f"{name} is off: the data has no labels, or does not say of how many classes. In "
-                f"Python, pass {name}(num_classes=...) for labelled batches; on the command line, "
-                "name a labelled set with --data.probe_source or --data.probe_root."
+                f"{name} is off: the data has no labels, or no known number of classes. In Python, "
+                f"pass {name}(num_classes=...) for labelled batches; on the command line, name a "
+                "labelled set with --data.probe_source or --data.probe_root."
             )
             self._warned = True
 
-    def labelled(self, outputs: Any, names: Sequence[str], step: str) -> dict[str, Tensor]:
-        """`step_rows` of these entries and ``labels``, which are below the number of classes."""
-        found = step_rows(outputs, [*names, "labels"], step)
-        if step not in self._checked:  # the first batch alone, as it waits for the device
+    @abstractmethod
+    def learn(
+        self, trainer: Trainer, pl_module: LightningModule, rows: dict[str, Tensor], batch_idx: int
+    ) -> None:
+        """Learn from the entries and ``labels`` of a batch."""
+
+    @abstractmethod
+    def scores(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute scores ``(N, C)`` by their name in the logs; none before anything is learnt."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Learn from all views of a training batch, if it has the labels."""
+        if self.num_classes is not None and not self.learns_in_validation(trainer):
+            self.learn(trainer, pl_module, self._rows(outputs, "training_step"), batch_idx)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start counting."""
+        self._accuracies = {}
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Classify the validation set; learn from an earlier, labelled loader."""
+        if self.num_classes is None or trainer.sanity_checking:
+            return
+        if is_validation_set(trainer, dataloader_idx):
+            rows = self._rows(outputs, "validation_step")
+            for name, scores in self.scores(rows).items():
+                if name not in self._accuracies:
+                    self._accuracies[name] = accuracies(self.num_classes, name, scores.device)
+                self._accuracies[name].update(scores, rows["labels"])
+        elif dataloader_idx == 0 and self.learns_in_validation(trainer):
+            self.learn(trainer, pl_module, self._rows(outputs, "validation_step"), batch_idx)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the accuracies over all processes."""
+        for metrics in self._accuracies.values():
+            # every process has the same value: sync_dist only silences Lightning's advice
+            pl_module.log_dict(metrics.compute(), sync_dist=True)
+
+    def _rows(self, outputs: Any, step: str) -> dict[str, Tensor]:
+        """`step_rows` of the entries and ``labels``, which are below the number of classes."""
+        found = step_rows(outputs, [*self.entries, "labels"], step)
+        if step not in self._checked:  # the first batch only, since it waits for the device
             self._checked.add(step)
             highest = int(found["labels"].max())
             if highest >= (self.num_classes or 0):
@@ -65,7 +118,7 @@ class LabelledCallback(Callback):
 
     @staticmethod
     def learns_in_validation(trainer: Trainer) -> bool:
-        """Whether an earlier validation loader, not the training batches, has the labels."""
+        """Whether the labels are in an earlier validation loader, not in the training batches."""
         return not getattr(getattr(trainer, "datamodule", None), "probe_is_pretrain", True)
 
 
@@ -74,32 +127,13 @@ def is_validation_set(trainer: Trainer, dataloader_idx: int) -> bool:
     return dataloader_idx == len(trainer.num_val_batches) - 1
 
 
-class Accuracies:
-    """Top-1, and top-5 where there are more than 5 classes, over samples and processes.
-
-    Samples of label -1 do not count.
-
-    Args:
-        num_classes: Number of classes.
-        device: Device of the scores to come.
-    """
-
-    def __init__(self, num_classes: int, device: torch.device) -> None:
-        ks = (1, 5) if num_classes > 5 else (1,)
-        self._metrics = {
-            f"top{k}": MulticlassAccuracy(
-                num_classes, top_k=k, average="micro", ignore_index=-1, validate_args=False
-            ).to(device)
-            for k in ks
-        }
-
-    def update(self, scores: Tensor, labels: Tensor) -> None:
-        """Count one batch: scores ``(N, C)`` and labels ``(N,)``."""
-        for metric in self._metrics.values():
-            metric.update(scores, labels)
-
-    def log(self, pl_module: LightningModule, name: str) -> None:
-        """Log ``{name}_top1`` (and ``{name}_top5``) over all processes."""
-        for key, metric in self._metrics.items():
-            # every process has the same value: sync_dist only tells Lightning that this is known
-            pl_module.log(f"{name}_{key}", metric.compute(), sync_dist=True)
+def accuracies(num_classes: int, name: str, device: torch.device) -> MetricCollection:
+    """``val/{name}_top1``, and ``_top5`` with more than 5 classes; labels of -1 do not count."""
+    metrics: dict[str, Metric | MetricCollection] = {
+        f"top{k}": MulticlassAccuracy(
+            num_classes, top_k=k, average="micro", ignore_index=-1, validate_args=False
+        )
+        for k in (1, 5)
+        if k == 1 or num_classes > k
+    }
+    return MetricCollection(metrics, prefix=f"val/{name}_", compute_groups=False).to(device)

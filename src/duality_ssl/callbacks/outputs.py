@@ -1,4 +1,4 @@
-"""Collect the steps' outputs over an epoch and all processes; where files of them go."""
+"""Read and collect the outputs of steps; paths of the files written from them."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -14,20 +14,20 @@ from torch import Tensor
 from duality_ssl.batches import describe
 from duality_ssl.distributed import all_gather_rows, rank, world_size
 
-# rows of one process in one message
+# rows of one process sent at a time
 _ROWS = 2**14
 
 
 def views(outputs: Any, name: str, step: str) -> list[Tensor]:
-    """Rows of each view, detached, from what a step of any LightningModule has returned.
+    """Read the rows of each view, detached, from the outputs of a step of any LightningModule.
 
     Args:
-        outputs: What it returned.
-        name: Entry of it: a tensor ``(N, F)``, or a tuple or list of one a view.
-        step: Name of the step.
+        outputs: Outputs of the step.
+        name: Name of their entry: a tensor ``(N, F)``, or a tuple or list of one a view.
+        step: Name of the step, for messages.
 
     Raises:
-        ValueError: If there is no such entry, or it is of another shape.
+        ValueError: If the entry is missing or of another shape.
     """
     entry = outputs.get(name) if isinstance(outputs, Mapping) else None
     parts = list(entry) if isinstance(entry, tuple | list) else [entry]
@@ -42,15 +42,15 @@ def views(outputs: Any, name: str, step: str) -> list[Tensor]:
 
 
 def step_rows(outputs: Any, names: Sequence[str], step: str) -> dict[str, Tensor]:
-    """Entries of what a step has returned, one view after the other; labels once for each view.
+    """Read entries of a step's outputs, one view after the other; labels once for each view.
 
     Args:
-        outputs: What it returned.
-        names: Entries of `views`, and perhaps ``labels``, a tensor ``(N,)``.
-        step: Name of the step.
+        outputs: Outputs of the step.
+        names: Names of entries for `views`, and perhaps ``labels``, a tensor ``(N,)``.
+        step: Name of the step, for messages.
 
     Raises:
-        ValueError: If one of them is not there, or of another shape.
+        ValueError: If an entry is missing or of another shape.
     """
     parts = {name: views(outputs, name, step) for name in names if name != "labels"}
     found = {name: torch.cat(each) if each[1:] else each[0] for name, each in parts.items()}
@@ -62,7 +62,7 @@ def step_rows(outputs: Any, names: Sequence[str], step: str) -> dict[str, Tensor
             raise ValueError(
                 f"Expected `{step}` to return a dict with 'labels', a tensor (N,) of the classes "
                 f"of its N = {len(first[0])} samples, but got {got}: return {{..., 'labels': y}}, "
-                "with a class of -1 where there is none."
+                "with a class of -1 for unlabelled samples."
             )
         found["labels"] = labels.long().repeat(len(first))
     if len({len(entry) for entry in found.values()}) > 1:
@@ -77,9 +77,9 @@ class OutputStore:
     """Rows of named entries of the steps' outputs.
 
     Args:
-        names: Entries to keep that every step has to return, ``features`` or ``labels``.
-        optional: Entries to keep where a step returns them.
-        device: Where they are kept; None leaves them where they are.
+        names: Entries that every step has to return, such as ``features`` or ``labels``.
+        optional: Entries to keep if a step returns them.
+        device: Device that keeps them; by default their own.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class OutputStore:
         return sum(len(rows) for rows in next(iter(self._rows.values()), ()))
 
     def add(self, outputs: Any, step: str, limit: int | None = None) -> None:
-        """Keep the first ``limit`` rows of what a step returned, all by default."""
+        """Keep the first ``limit`` rows of a step's outputs, by default all."""
         for name in self.optional:
             if isinstance(outputs, Mapping) and name in outputs:
                 self._rows.setdefault(name, [])
@@ -101,16 +101,10 @@ class OutputStore:
             self._rows[name].append(entry[:limit].to(self.device))
 
     def gather(self, device: torch.device) -> dict[str, Tensor]:
-        """Rows of all processes, in rank order, where they are kept; the store is empty after.
+        """Gather the rows of all processes in rank order on the first one; empty the store.
 
-        Only the first process gets them, a piece at a time: a large set fits into its memory and
-        need not fit into that of an accelerator.
-
-        Args:
-            device: Device that the processes communicate on.
-
-        Returns:
-            The rows by name; an empty dictionary on the other processes.
+        They are sent in pieces through ``device``, so that a large set on the host does not have to
+        fit into the memory of an accelerator. The other processes get an empty dictionary.
         """
         gathered = {}
         for name, rows in self._rows.items():
@@ -126,7 +120,7 @@ class OutputStore:
 
 
 def _gather_to_first(local: Tensor, device: torch.device) -> Tensor:
-    """All processes' rows in rank order on the first process; no row on the others."""
+    """Gather all processes' rows in rank order on the first process; no row on the others."""
     counts = all_gather_rows(torch.tensor([len(local)], device=device)).tolist()
     gathered = local.new_empty(sum(counts) if rank() == 0 else 0, *local.shape[1:])
     starts = list(accumulate(counts[:-1], initial=0))
@@ -140,18 +134,18 @@ def _gather_to_first(local: Tensor, device: torch.device) -> Tensor:
 
 
 def gather_strings(strings: Sequence[str], device: torch.device) -> list[str]:
-    """Strings of all processes, in rank order; none of them may hold a null character."""
+    """Gather the strings of all processes in rank order; they must not hold a null character."""
     own = np.frombuffer(b"".join(os.fsencode(string) + b"\0" for string in strings), np.uint8)
     joined = all_gather_rows(torch.from_numpy(own.copy()).to(device)).cpu().numpy().tobytes()
     return [os.fsdecode(string) for string in joined.split(b"\0")[:-1]]
 
 
 def output_path(trainer: Trainer, filename: str) -> Path:
-    """Where a file about the checkpoint in use goes: beside it, under a name that says which.
+    """Path of a file about the checkpoint in use, beside it.
 
-    What is said of ``best.ckpt`` has ``-best`` in its name (``evaluation-best.json``), and so on;
-    of ``last.ckpt`` it has the plain name. Without a checkpoint the plain name is in the run's own
-    folder. To be called by every process: they agree on the run's folder.
+    A file about ``best.ckpt`` has ``-best`` in its name (``evaluation-best.json``), and so on; one
+    about ``last.ckpt`` has the plain name. Without a checkpoint the file is in the run's folder.
+    Every process has to call this function, since they agree on that folder.
     """
     run = trainer.log_dir or trainer.default_root_dir
     if not trainer.ckpt_path:

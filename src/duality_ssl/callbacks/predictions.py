@@ -1,4 +1,4 @@
-"""Features in a file: what ``trainer.predict`` leaves."""
+"""Features in a file, written at the end of ``trainer.predict``."""
 
 from typing import Any
 
@@ -17,15 +17,15 @@ def _new_store() -> OutputStore:
 class FeatureWriter(Callback):
     """Writes features, embeddings and labels of all of ``trainer.predict`` to one file.
 
-    ``features`` ``(N, F)`` and, where the step returns them, ``embeddings`` ``(N, D)`` are float32,
-    ``labels`` ``(N,)`` int64 (-1 is unlabelled); of image files ``paths`` ``(N,)`` says which they
-    are, as they were opened. The file is a NumPy archive without pickles, read with
-    ``numpy.load("features.npz")``, beside the checkpoint (in the run's folder if there is none):
-    ``features.npz`` for ``last.ckpt``, and ``features-best.npz`` for ``best.ckpt``. Rows are in the
-    order of the predict loader; with several processes, those of the first come first.
+    ``features`` ``(N, F)`` and, if the step returns them, ``embeddings`` ``(N, D)`` are float32,
+    ``labels`` ``(N,)`` int64 (-1 is unlabelled); ``paths`` ``(N,)`` are those of image files. The
+    file is a NumPy archive without pickles, read with ``numpy.load("features.npz")``, beside the
+    checkpoint (in the run's folder without one): ``features.npz`` for ``last.ckpt``,
+    ``features-best.npz`` for ``best.ckpt``. Rows are in the order of the predict loader; with
+    several processes, those of the first come first.
 
     Args:
-        filename: Name of the file, of another checkpoint than the last with that one's name added.
+        filename: Name of the file; ``-NAME`` is added for a checkpoint other than ``last.ckpt``.
     """
 
     def __init__(self, filename: str = "features.npz") -> None:
@@ -46,12 +46,12 @@ class FeatureWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep this batch's outputs, and of which files they are."""
+        """Keep this batch's outputs and the paths of its files."""
         self._store.add(outputs, "predict_step")
         self._paths += getattr(batch, "paths", ())
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather over processes; the first one writes."""
+        """Gather over processes and write on the first one."""
         rows = self._store.gather(pl_module.device)
         paths = gather_strings(self._paths, pl_module.device) if self._paths else []
         path = output_path(trainer, self.filename)

@@ -1,4 +1,4 @@
-"""RankMe: the effective rank of validation embeddings and features, which needs no labels."""
+"""RankMe: the effective rank of validation embeddings and features, without labels."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,9 +20,9 @@ class RankMe(Callback):
     .. math:: \exp\Big(-\sum_k p_k \log p_k\Big), \quad p_k = \sigma_k / \sum_l \sigma_l
 
     with the singular values of the ``(N, D)`` matrix, not centred. Logs ``val/rankme_features``
-    (backbone features) and, where ``validation_step`` returns ``embeddings``, ``val/rankme``
-    (projector outputs), over all processes; NaN where one is not finite. Every validation batch
-    gives the same share of ``max_samples``.
+    (backbone features) and, if ``validation_step`` returns ``embeddings``, ``val/rankme``
+    (projector outputs), over all processes; NaN if a value is not finite. Every validation batch
+    contributes the same share of ``max_samples``.
 
     Args:
         max_samples: Most samples, over all processes.
@@ -58,7 +58,7 @@ class RankMe(Callback):
         per_process = max(1, self.max_samples // world_size())
         batches = min(trainer.num_val_batches[dataloader_idx], per_process)
         share = per_process // int(batches)
-        # the set's order may be that of its classes: all batches count, none whole
+        # the set may be sorted by class: take a part of every batch
         limit = max(0, min(share, per_process - len(self._store)))
         self._store.add(outputs, "validation_step", limit)
 
@@ -68,5 +68,5 @@ class RankMe(Callback):
             return
         rows = self._store.gather(pl_module.device)
         ranks = {key: rankme(rows[name]).item() for name, key in _NAMES.items() if name in rows}
-        # every process has the first one's value: sync_dist only tells Lightning that it is known
+        # every process has the first one's value: sync_dist only silences Lightning's advice
         pl_module.log_dict(trainer.strategy.broadcast(ranks), sync_dist=True)

@@ -1,6 +1,5 @@
-"""The two augmented views side by side in TensorBoard: what the network is shown."""
+"""The two augmented views side by side in TensorBoard."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,11 +12,11 @@ from duality_ssl.batches import two_views
 
 
 class ViewGrid(Callback):
-    """Writes one grid of augmented pairs at the start of the run, and again every few epochs.
+    """Writes a grid of augmented pairs at the start of the run, and again every few epochs.
 
-    Images are de-normalised with the data module's ``mean`` and ``std``; where it has none, each
-    grid is stretched from its least to its greatest value. Without a TensorBoard logger nothing
-    happens.
+    Images are denormalized with the data module's ``mean`` and ``std``; without them each grid is
+    stretched from its least to its greatest value. Without a TensorBoard logger the callback does
+    nothing.
 
     Args:
         num_images: Pairs in the grid.
@@ -38,18 +37,13 @@ class ViewGrid(Callback):
         self._drawn = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw at the first batch of this run, wherever it was resumed."""
+        """Draw at the first batch, also in a resumed run."""
         self._drawn = False
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Mapping[str, Any],  # type: ignore[override]
-        batch: tuple[list[Tensor], Tensor],
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the grid, where it is its turn."""
+        """Write the grid, if it is due."""
         again = self.every_n_epochs and trainer.current_epoch % self.every_n_epochs == 0
         if self._drawn and not (batch_idx == 0 and again):
             return
@@ -72,7 +66,7 @@ class ViewGrid(Callback):
 def view_grid(
     first: Tensor, second: Tensor, mean: Any = None, std: Any = None, columns: int = 4
 ) -> Tensor:
-    """Lay out pairs of images in a grid, the two views of an image beside each other.
+    """Arrange pairs of images in a grid, the two views of an image beside each other.
 
     Args:
         first: First views, of shape ``(N, C, H, W)``.
@@ -82,9 +76,12 @@ def view_grid(
         columns: Pairs in a row.
 
     Returns:
-        Image of shape ``(3, H', W')`` (``(1, H', W')`` for grey), uint8, on the CPU: a line of one
-        pixel within a pair, of two around it. Of other numbers of channels the first is shown.
+        Image of shape ``(3, H', W')`` (``(1, H', W')`` for grey), uint8, on the CPU, with a white
+        line of one pixel within a pair and of two around it. Of other numbers of channels the first
+        is shown.
     """
+    from torchvision.utils import make_grid  # slow to import
+
     views = torch.stack([first, second]).detach().float().cpu()  # (2, N, C, H, W)
     if mean is not None and std is not None:
         shape = (-1, 1, 1)
@@ -98,9 +95,5 @@ def view_grid(
     white = 255
     left, right = pad(views[0], (0, 1), value=white), views[1]
     pairs = pad(torch.cat([left, right], dim=3), (2, 2, 2, 2), value=white)
-    n, c, h, w = pairs.shape
-    columns = min(columns, n)
-    rows = -(-n // columns)
-    blank = pairs.new_full((rows * columns - n, c, h, w), white)
-    tiles = torch.cat([pairs, blank]).view(rows, columns, c, h, w)
-    return tiles.permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)
+    grid: Tensor = make_grid(pairs, columns, padding=0, pad_value=white)
+    return grid[: views.shape[2]]  # make_grid repeats a grey channel

@@ -1,4 +1,4 @@
-"""Backbones and their registry, the projector, batch norm over processes, files of weights."""
+"""Backbones and their registry, projector, batch norm over processes, files of weights."""
 
 from duality_ssl.networks.backbones import create_backbone, register_backbone
 

@@ -5,7 +5,7 @@ A name is looked up in this order:
 1. what `register_backbone` registered, such as ``resnet_tiny``;
 2. torchvision's ResNets and ConvNeXts, such as ``wide_resnet50_2`` or ``convnext_tiny``;
 3. those ResNets with the suffix ``_32`` for the small-image stem, such as ``resnet18_32``;
-4. all names of timm; ``timm/NAME`` goes past torchvision's model of the same name.
+4. all names of timm; ``timm/NAME`` is timm's model even if torchvision has one of that name.
 
 Nothing is downloaded, and timm is imported when one of its names is first needed.
 """
@@ -35,16 +35,16 @@ def register_backbone(build: BackboneBuilder, /) -> BackboneBuilder: ...
 @overload
 def register_backbone(name: str, /) -> Callable[[BackboneBuilder], BackboneBuilder]: ...
 def register_backbone(build: Any, /) -> Any:
-    """Let configs name a backbone of one's own.
+    """Register your own backbone, so that configs can name it.
 
     A decorator: ``@register_backbone`` registers a function by its own name,
     ``@register_backbone("name")`` by another one. The function takes the number of image channels
-    and returns a module that maps ``(B, C, H, W)`` to ``(B, num_features)`` and has the int
+    and returns a module that maps ``(B, C, H, W)`` to ``(B, num_features)`` and has an int
     ``num_features``.
 
     Raises:
-        ValueError: If the name is taken by another registered backbone or by torchvision, or what
-            is registered is no such function. The same function may come again, as it does when a
+        ValueError: If the name is taken by another registered backbone or by torchvision, or the
+            argument is no such function. The same function may be registered again, as when a
             notebook's cell is run twice.
 
     Example:
@@ -71,18 +71,17 @@ def create_backbone(name: str, in_channels: int = 3, image_size: int | None = No
     """Build a backbone with random weights and no classifier.
 
     Args:
-        name: One of `available_backbones`; the top of this module says which is which.
+        name: One of `available_backbones`; the top of this module lists the kinds.
         in_channels: Channels of the images, 1 for grey ones.
-        image_size: Side of the images in pixels. Needed by those timm models whose parameters
-            depend on it (transformers, mixers) if it is not the side in their name; the others
-            ignore it.
+        image_size: Side of the images in pixels, for timm models whose parameters depend on it
+            (transformers, mixers) if it is not the side in their name; others ignore it.
 
     Returns:
         A module from ``(B, in_channels, H, W)`` to ``(B, num_features)``, with ``num_features``.
 
     Raises:
-        ValueError: If nothing has this name (the message lists the nearest names),
-            ``in_channels`` is not positive, or a registered builder breaks its contract.
+        ValueError: If the name is unknown (the message lists the nearest names), ``in_channels`` is
+            not positive, or a registered builder breaks its contract.
     """
     _check_channels(in_channels)
     if name in _BUILDERS:
@@ -93,18 +92,18 @@ def create_backbone(name: str, in_channels: int = 3, image_size: int | None = No
 
 
 def build_backbone(name: str, in_channels: int = 3, image_size: int | None = None) -> nn.Module:
-    """Build what ``model.backbone`` names, which may also be a dotted path.
+    """Build the backbone of ``model.backbone``, by name or by dotted path.
 
-    `create_backbone` takes no paths: it imports nothing of the user's, wherever its name is from.
+    `create_backbone` takes no paths, so that a name of any origin imports none of the user's code.
 
     Args:
-        name: A name that `create_backbone` takes, or the dotted path of a function that
-            `register_backbone` would take, such as ``mine.two_layers``; its module is imported.
+        name: A name for `create_backbone`, or the dotted path of a function for
+            `register_backbone`, such as ``mine.two_layers``; its module is imported.
         in_channels: Channels of the images, 1 for grey ones.
         image_size: Side of the images in pixels, for `create_backbone`.
 
     Raises:
-        ValueError: As `create_backbone`, and if the path names something else or may not be
+        ValueError: As `create_backbone`, and if the path is not of such a function or must not be
             imported.
     """
     _check_channels(in_channels)
@@ -131,7 +130,7 @@ def _check_channels(in_channels: int) -> None:
 
 
 def _checked_builder(build: Any) -> BackboneBuilder:
-    """The builder, if it can be called with the number of channels."""
+    """Return a builder that can be called with the number of channels."""
     try:
         if isinstance(build, type) and not issubclass(build, nn.Module):
             raise TypeError
@@ -146,7 +145,7 @@ def _checked_builder(build: Any) -> BackboneBuilder:
 
 
 def _built(name: str, build: BackboneBuilder, in_channels: int) -> nn.Module:
-    """Return what a builder makes if it keeps its side of the contract."""
+    """Build a backbone and check its contract."""
     backbone: Any = build(in_channels)
     if not isinstance(backbone, nn.Module):
         raise ValueError(
@@ -162,58 +161,39 @@ def _built(name: str, build: BackboneBuilder, in_channels: int) -> nn.Module:
 
 
 def check_features(features: Any, rows: int, num_features: int) -> None:
-    """Raise ``ValueError`` for an output of a backbone that is not ``(N, num_features)``.
-
-    Args:
-        features: What the backbone returned.
-        rows: Number N of its images.
-        num_features: Columns that it has by its own account.
-    """
-    if isinstance(features, Tensor) and features.shape == (rows, num_features):
-        return
-    got, remedy = f"a {type(features).__name__}", "return the pooled features alone"
-    if isinstance(features, Tensor):
-        got, remedy = f"{tuple(features.shape)}", "pool them to a row an image"
-        if features.ndim == 3:
-            remedy = "average the tokens, or take the class token"
-        elif features.ndim == 4:
-            remedy = "average the map over its height and width"
-        elif features.ndim == 2 and len(features) == rows:
-            remedy = f"set its `num_features` to {features.shape[1]}"
-    raise ValueError(
-        "Expected the backbone to return features of shape (N, num_features), here "
-        f"{(rows, num_features)}, but got {got}: {remedy} where the backbone is built."
-    )
+    """Raise ``ValueError`` for an output of a backbone that is not ``(rows, num_features)``."""
+    shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+    if shape != (rows, num_features):
+        raise ValueError(
+            "Expected the backbone to return features of shape (N, num_features), here "
+            f"{(rows, num_features)}, but got {shape}: pool maps and tokens to one row an image, "
+            "and set `num_features` to its length, in the function that builds the backbone."
+        )
 
 
 @cache
 def _torchvision_names() -> tuple[str, ...]:
     """Torchvision's ResNets and ConvNeXts, then the ResNets with the small-image suffix."""
-    names: dict[str, list[str]] = {"resnet": [], "convnext": []}
-    for name in torchvision.models.list_models(module=torchvision.models):
-        family = torchvision.models.get_model_builder(name).__module__.rpartition(".")[2]
-        if family in names:
-            names[family].append(name)
-    small = [name + _SMALL_STEM for name in names["resnet"]]
-    return (*names["resnet"], *names["convnext"], *small)
+    families = ["resne*", "wide_resnet*", "convnext*"]
+    names = torchvision.models.list_models(module=torchvision.models, include=families)
+    return (*names, *(f"{name}{_SMALL_STEM}" for name in names if "convnext" not in name))
 
 
 def _create_torchvision(name: str, in_channels: int) -> nn.Module:
     """Build a ResNet or ConvNeXt without its last layer, its stem fit to the images."""
     build = torchvision.models.get_model_builder(name.removesuffix(_SMALL_STEM))
-    if build.__module__.endswith(".convnext"):
+    if name.startswith("convnext"):
         model = build(weights=None)
         model.num_features = model.classifier[-1].in_features
         model.classifier[-1] = nn.Identity()  # the norm before it stays, as in timm's ConvNeXts
         if in_channels != 3:
             stem = model.features[0][0]
-            # Kernel and stride are equal: patches, no padding.
             stem = nn.Conv2d(in_channels, stem.out_channels, stem.kernel_size, stem.stride)
             nn.init.trunc_normal_(stem.weight, std=0.02)
             stem.bias = nn.Parameter(torch.zeros(stem.out_channels))
             model.features[0][0] = stem
         return model
-    # Every residual branch starts at zero, as in the released code of VICReg and Barlow Twins.
+    # every residual branch starts at zero, as in the released code of VICReg and Barlow Twins
     model = build(weights=None, zero_init_residual=True)
     model.num_features = model.fc.in_features
     model.fc = nn.Identity()
@@ -243,13 +223,13 @@ def _create_timm(name: str, in_channels: int, image_size: int | None) -> nn.Modu
         )
     arguments: dict[str, Any] = {"pretrained": False, "num_classes": 0, "in_chans": in_channels}
     try:
-        # timm drops an `img_size` of None; convolutional nets do not take another one.
+        # timm drops an `img_size` of None; convolutional nets accept no other
         model = timm.create_model(bare, **arguments, img_size=image_size)
     except TypeError as error:
         if "img_size" not in str(error):
             raise
         model = timm.create_model(bare, **arguments)
-    # Some widen the features after the pooling (MobileNetV3); `num_features` is the width before.
+    # some widen the features after the pooling (MobileNetV3); `num_features` is the width before
     model.num_features = getattr(model, "head_hidden_size", model.num_features)
     return model
 
@@ -286,5 +266,5 @@ def resnet_tiny(in_channels: int) -> nn.Module:
     *not* start at zero, unlike those of the large ResNets: with one block a stage, 100 steps of
     SimCLR on the digits then end 3 points lower in linear and 10 in 5-label accuracy.
     """
-    # With its channels last, a convolution on a CPU need not reorder its input: a sixth faster.
+    # with channels last a convolution on a CPU does not reorder its input: a sixth faster
     return _TinyResNet(in_channels, (32, 64, 128)).to(memory_format=torch.channels_last)

@@ -4,29 +4,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from duality_ssl._internals.torch import BatchNorm, NormBase
 from duality_ssl.distributed import processes
 
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def synchronize_batch_norm(module: nn.Module, device: torch.device) -> None:
-    """Have a Trainer's ``sync_batchnorm`` do for a network what it says, or say that it cannot.
+    """Replace the batch norms that a Trainer's ``sync_batchnorm`` would break.
 
     Lightning replaces each batch norm by ``torch.nn.SyncBatchNorm``, which takes no CPU tensors and
-    drops what timm's ``BatchNormAct2d`` does after the norm. This puts `SyncBatchNorm` in their
-    places first, with the same parameters and names: for timm's, and on a CPU for all. Another
-    class is refused, for what it does besides is not known.
+    drops the activation of timm's ``BatchNormAct2d``. This function replaces timm's norms, and on a
+    CPU all norms, by `SyncBatchNorm` first, with the same parameters and names.
 
     Args:
         module: The network, changed in place.
-        device: Where it will be trained.
+        device: Device of the training.
 
     Raises:
-        ValueError: If the network has a batch norm that is neither PyTorch's nor timm's.
+        ValueError: If the network has a batch norm that is neither PyTorch's nor timm's: what it
+            does besides would be lost.
     """
     for name, child in module.named_children():
-        if not isinstance(child, BatchNorm):
+        if not isinstance(child, _PLAIN):
             synchronize_batch_norm(child, device)
         elif type(child) in _PLAIN:
             if device.type == "cpu":
@@ -41,37 +40,46 @@ def synchronize_batch_norm(module: nn.Module, device: torch.device) -> None:
             )
 
 
-def _is_timms(norm: BatchNorm) -> bool:
-    """Whether it is timm's norm with an activation; a class derived from it may do still more."""
+def _is_timms(norm: nn.Module) -> bool:
+    """Whether it is exactly timm's norm with an activation; a subclass may do more."""
     from timm.layers import BatchNormAct2d, SyncBatchNormAct
 
     return type(norm) in (BatchNormAct2d, SyncBatchNormAct)
 
 
-class SyncBatchNorm(NormBase):
+class SyncBatchNorm(nn.Module):
     r"""Batch norm with the mean and variance of all processes' rows, exactly differentiable.
 
     .. math:: \mu = \tfrac{1}{W} \sum_w \mu_w, \qquad
         \sigma^2 = \tfrac{1}{W} \sum_w \sigma_w^2 + \tfrac{1}{W} \sum_w (\mu_w - \mu)^2
 
-    for W processes with equally many rows; then ``drop`` and ``act``, if it replaces timm's. It is
-    no ``BatchNorm``, which Lightning would replace.
+    for W processes with equally many rows; then ``drop`` and ``act`` of timm's norms. Lightning
+    leaves it as it is, since it is not a subclass of PyTorch's batch norms.
 
     Args:
-        norm: The layer whose place it takes, and whose parameters and buffers it goes on with.
+        norm: The layer that it replaces; it takes over its parameters and buffers.
     """
 
-    def __init__(self, norm: BatchNorm) -> None:
-        super().__init__(norm.num_features, norm.eps, norm.momentum, affine=False)
-        self.affine, self.track_running_stats = norm.affine, norm.track_running_stats
-        self._parameters.update(norm._parameters)
-        self._buffers.update(norm._buffers)
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.eps: float = norm.eps  # type: ignore[assignment]
+        self.momentum: float | None = norm.momentum  # type: ignore[assignment]
+        for name in ("weight", "bias"):
+            self.register_parameter(name, getattr(norm, name))
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            self.register_buffer(name, getattr(norm, name))
         self.drop: nn.Module = getattr(norm, "drop", nn.Identity())
         self.act: nn.Module = getattr(norm, "act", nn.Identity())
         self.train(norm.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``(N, C, ...)``; in evaluation each process by itself."""
+        """Normalize ``(N, C, ...)``; in evaluation each process by itself."""
         out: Tensor = self.act(self.drop(self._normalize(x)))
         return out
 
@@ -96,7 +104,7 @@ class SyncBatchNorm(NormBase):
         return out.to(x.dtype)
 
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """Move the running statistics, as ``torch.nn.BatchNorm2d`` does."""
+        """Update the running statistics, as ``torch.nn.BatchNorm2d`` does."""
         batches = self.num_batches_tracked
         if self.running_mean is None or self.running_var is None or batches is None:
             return

@@ -10,8 +10,8 @@ from itertools import pairwise
 from torch import nn
 
 _WIDTH = re.compile("[1-9][0-9]{0,6}")
-_WIDEST = 2**20  # a width beyond is a slip of the keyboard
-_MOST_WEIGHTS = 2**32  # 16 GiB, four times that with gradients and an optimiser's two moments
+_WIDEST = 2**20  # more is a typing error
+_MOST_WEIGHTS = 2**32  # 16 GiB, four times that with gradients and two optimizer states
 
 
 def parse_projector(spec: str, embedding_dim: int | None = None) -> list[int]:
@@ -19,7 +19,7 @@ def parse_projector(spec: str, embedding_dim: int | None = None) -> list[int]:
 
     Args:
         spec: Widths joined by ``-``; each is a positive whole number or the letter ``d``.
-        embedding_dim: What ``d`` stands for. It may also repeat the last width.
+        embedding_dim: Width that ``d`` stands for. It may also repeat the last width.
 
     Returns:
         The output widths of the linear layers in order; the last is that of the embeddings.
@@ -78,17 +78,17 @@ def create_projector(
     """Build the projector: ``(N, in_features)`` to ``(N, D)``.
 
     Every linear layer but the last is followed by batch norm and ReLU; the last has no activation,
-    no batch norm and no bias, as in VICReg's released code. Unlike in that code the hidden layers
-    have no bias either: the batch norm that follows subtracts it again.
+    no batch norm and no bias, as in VICReg's released code. Unlike there the hidden layers have no
+    bias either: the batch norm that follows would subtract it.
 
     Args:
         spec: Widths in the paper's notation, see `parse_projector`.
         in_features: Columns of the backbone's output, its ``num_features``.
-        embedding_dim: What the letter ``d`` of ``spec`` stands for.
+        embedding_dim: Width that the letter ``d`` of ``spec`` stands for.
 
     Raises:
-        ValueError: If ``spec`` cannot be read, ``in_features`` is not positive, or the layers had
-            more than 2^32 weights.
+        ValueError: If ``spec`` is invalid, ``in_features`` is not positive, or the layers would
+            have more than 2^32 weights.
 
     Example:
         >>> create_projector("512-d", 128, embedding_dim=64)[-1]

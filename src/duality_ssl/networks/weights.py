@@ -1,4 +1,4 @@
-"""Weights of a backbone, to a file and from one: no code is kept in it, and none of it is run."""
+"""Save and load the weights of a backbone, without running code of a file."""
 
 import json
 from collections.abc import Mapping
@@ -22,14 +22,13 @@ def save_backbone(
 
     Args:
         weights: The backbone's state dict.
-        path: The file; its folder is made where there is none.
-        about: What the file says of itself, its metadata: strings as they are, other values as
-            JSON, None not at all. `duality_ssl.JointEmbedding.about_backbone` says what there is
-            to say.
+        path: The file; its folder is created.
+        about: Metadata, as from `duality_ssl.JointEmbedding.about_backbone`: strings are written as
+            they are, other values as JSON, None is left out.
     """
-    said = {str(key): value for key, value in (about or {}).items() if value is not None}
-    texts = {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in said.items()}
-    # a copy each: the format has no tensors with their channels last, and none that share memory
+    given = {str(key): value for key, value in (about or {}).items() if value is not None}
+    texts = {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in given.items()}
+    # copies: the format takes neither channels-last tensors nor tensors that share memory
     tensors = {
         key: weight.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, weight in weights.items()
@@ -39,10 +38,10 @@ def save_backbone(
 
 
 def export_backbone(checkpoint: str | Path, path: str | Path) -> None:
-    """Write the backbone of a run's checkpoint to a safetensors file, as the end of a fit does.
+    """Write the backbone in a run's checkpoint to a safetensors file, as the end of a fit does.
 
     Args:
-        checkpoint: The checkpoint, ``last.ckpt`` or another of a run.
+        checkpoint: Checkpoint of a run, such as ``last.ckpt``.
         path: The file to write.
 
     Raises:
@@ -67,13 +66,13 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
     Args:
         backbone: The network to fill, in place.
         path: A checkpoint (``.ckpt``), or a state dict (``.pt``, ``.pth``, ``.safetensors``). Its
-            keys are the backbone's, bare or behind ``backbone.`` or ``module.``; what else the
-            file holds (a classifier, a projector) is left out and counted.
+            keys are the backbone's, bare or after ``backbone.`` or ``module.``; other tensors in
+            the file (a classifier, a projector) are left out and counted.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a file of weights, or lacks a tensor of the backbone's, or holds
-            one of another shape. The backbone is then unchanged.
+        ValueError: If it is not a file of weights, or a tensor of the backbone is missing or of
+            another shape. The backbone is then unchanged.
     """
     path = Path(path)
     weights = _named(_load(path), path)
@@ -82,7 +81,7 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
         (_below(weights, prefix) for prefix in _PREFIXES),
         key=lambda candidate: len(wanted.keys() & candidate.keys()),
     )
-    # counts that no forward pass reads, which old files lack
+    # old files lack these counts, which no forward pass reads
     needed = [key for key in wanted if not key.endswith("num_batches_tracked")]
     missing = [key for key in needed if key not in found]
     if missing:
@@ -125,7 +124,7 @@ def _load(path: Path) -> Any:
 
 
 def _named(content: Any, path: Path) -> dict[str, Tensor]:
-    """The named tensors of what a file holds."""
+    """The named tensors in the content of a file."""
     for name in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]

@@ -7,7 +7,6 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from duality_ssl.distributed import rank
-from duality_ssl.networks.weights import save_backbone
 from duality_ssl.runs.checkpoint import LastCheckpoint
 
 
@@ -33,8 +32,8 @@ class BackboneWriter(Callback):
         self.filename = filename
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a module without the metadata of its backbone."""
-        if not hasattr(pl_module, "about_backbone"):
+        """Refuse a module without ``save_backbone``."""
+        if not hasattr(pl_module, "save_backbone"):
             raise ValueError(
                 "Expected a method of this package, whose backbone is written, but got "
                 f"{type(pl_module).__name__}: leave BackboneWriter out."
@@ -48,6 +47,6 @@ class BackboneWriter(Callback):
         path = Path(kept[0].dirpath or "") / self.filename
         method: Any = pl_module
         try:
-            save_backbone(method.backbone.state_dict(), path, method.about_backbone())
+            method.save_backbone(path)
         except OSError as error:
             rank_zero_warn(f"The backbone cannot be written to {path}: {error}.")

@@ -1,13 +1,49 @@
-"""Weighted k nearest neighbours, for the online and the offline accuracy alike."""
+"""Weighted k nearest neighbours."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-# one block of similarities in float32: 64 MiB
-_BLOCK = 2**24
-# rows of the bank that are in hand at a time
-_ROWS = 2**16
+from duality_ssl.evaluation.sets import labelled_sets
+from duality_ssl.evaluation.settings import DEFAULTS
+
+_BLOCK = 2**24  # similarities computed at a time: 64 MiB of float32
+_ROWS = 2**16  # of the bank, processed at a time
+
+
+def knn_top1(
+    train_features: Tensor,
+    train_labels: Tensor,
+    val_features: Tensor,
+    val_labels: Tensor,
+    *,
+    k: int = DEFAULTS.k,
+    temperature: float = DEFAULTS.temperature,
+    device: torch.device | str | None = None,
+) -> float:
+    """Top-1 accuracy of a weighted k-NN, the class with the most votes of `knn_votes`.
+
+    Args:
+        train_features: Features of shape ``(N, F)``.
+        train_labels: Classes of shape ``(N,)``; -1 is unlabelled.
+        val_features: Features of shape ``(M, F)``.
+        val_labels: Classes of shape ``(M,)``; -1 is unlabelled.
+        k: Neighbours that vote.
+        temperature: Temperature of the votes.
+        device: Device that compares features; by default that of the validation set.
+
+    Returns:
+        Accuracy in [0, 1].
+
+    Raises:
+        ValueError: If shapes do not match, a feature is not finite, or an argument is out of range.
+    """
+    sets = labelled_sets(train_features, train_labels, val_features, val_labels)
+    classes = int(sets.train_labels.max()) + 1
+    val = sets.val.to(device)
+    votes = knn_votes(sets.train, sets.train_labels, val, classes, k=k, temperature=temperature)
+    predicted = votes.argmax(1).to(sets.val_labels.device)
+    return (predicted == sets.val_labels).double().mean().item()
 
 
 def knn_votes(
@@ -23,12 +59,12 @@ def knn_votes(
 
     .. math:: v_{qc} = \sum_{i \in N_k(q),\, y_i = c} \exp((s_{qi} - \max_j s_{qj}) / T)
 
-    Each query's votes are divided by its largest weight, which leaves their order and keeps them
-    finite at any temperature. The bank is read once, in pieces of at most 65,536 rows, which may
-    come from another device; similarities exist in blocks of at most 64 MiB.
+    Each query's votes are divided by its largest weight, which keeps their order, and keeps them
+    finite at any temperature. The bank may be on another device: it is read once, in pieces of at
+    most 65,536 rows. Similarities are computed in blocks of at most 64 MiB.
 
     Args:
-        bank: Features with known classes, of shape ``(N, F)``, not necessarily normalised.
+        bank: Features with known classes, of shape ``(N, F)``, not necessarily normalized.
         bank_labels: Their classes in ``0..num_classes-1``, of shape ``(N,)``.
         queries: Features to classify, of shape ``(M, F)``.
         num_classes: Number C of classes.
@@ -52,7 +88,7 @@ def knn_votes(
         raise ValueError("Expected a bank of at least one feature, but got an empty one.")
     k = min(k, len(bank))
     queries = normalize(queries.float(), dim=1)
-    # the nearest so far; -inf is replaced, for all pieces together have k rows
+    # the nearest so far; every -inf is replaced, since all pieces together have at least k rows
     nearest = queries.new_full((len(queries), k), -torch.inf)
     classes = torch.zeros_like(nearest, dtype=torch.long)
     for piece, labels in zip(bank.split(_ROWS), bank_labels.split(_ROWS), strict=True):

@@ -1,0 +1,198 @@
+"""Learning rate, parameter groups and schedule of a fit."""
+
+import inspect
+import math
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def scaled_lr(base_lr: float, global_batch: int) -> float:
+    """Scale a learning rate linearly with the batch: ``base_lr * global_batch / 256``.
+
+    Args:
+        base_lr: Learning rate at a batch of 256.
+        global_batch: Images of one optimizer step, over all processes and accumulated batches; the
+            two views of an image count once.
+
+    Reference: Goyal et al., 2017, section 2.1, https://arxiv.org/abs/1706.02677
+    """
+    return base_lr * global_batch / 256
+
+
+def warmup_cosine(
+    optimizer: Optimizer, warmup_steps: float, total_steps: float, floor: float
+) -> LambdaLR:
+    r"""Schedule every group's learning rate: linear warm-up from zero, then cosine to a floor.
+
+    With :math:`W` warm-up steps of :math:`T` in all, step :math:`k = 0, 1, \dots` has the rate
+    :math:`\mathrm{lr} \cdot k / (W - 1)` while :math:`k < W`, and from then on
+
+    .. math::
+        \mathrm{lr} \left(f + (1 - f) \frac{1 + \cos(\pi (k - W) / (T - W))}{2} \right)
+
+    and :math:`f \cdot \mathrm{lr}` after step :math:`T`. For :math:`W \ge 1` and :math:`k \le T`
+    this is bolts' ``LinearWarmupCosineAnnealingLR(optimizer, W, T, eta_min=f * lr)``; without
+    warm-up it starts at ``lr``, where that one stays at ``eta_min`` or below.
+
+    Args:
+        optimizer: Optimizer whose groups hold the learning rates at the end of the warm-up.
+        warmup_steps: Optimizer steps of warm-up; from ``total_steps`` on there is no cosine.
+        total_steps: Optimizer steps of the whole training; with ``math.inf`` the rate stays at its
+            highest after the warm-up.
+        floor: Last learning rate :math:`f` as a fraction of the highest.
+
+    Returns:
+        A scheduler to be stepped after each optimizer step.
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return step / max(1, warmup_steps - 1)
+        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+    return LambdaLR(optimizer, factor)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split the trainable parameters of a module into two groups for an optimizer.
+
+    The second group, neither decayed nor adapted by `~duality_ssl.optim.LARS`, holds the biases,
+    the parameters of normalization layers and all other vectors, also those with further dimensions
+    of size one (the layer scale of a ConvNeXt has shape ``(C, 1, 1)``). It also holds what a module
+    at any depth exempts by a method ``no_weight_decay()``, as timm's transformers exempt position
+    embeddings and tokens: names as in the module's own ``named_parameters()``, ``*`` for any part.
+
+    The first group holds the rest, and LARS adapts it even if ``weight_decay`` is zero; other
+    optimizers ignore ``"adapt"``.
+
+    Args:
+        module: Module whose parameters are to be trained.
+        weight_decay: Weight decay of the first group.
+
+    Returns:
+        Two groups, always in this order; either may be empty.
+
+    Raises:
+        ValueError: If the module has nothing to train.
+    """
+    # of all norms these alone may have weights that are no vectors
+    norms = (nn.LayerNorm, nn.RMSNorm)
+    weights: dict[nn.Parameter, None] = {}  # ordered sets: layers may share a parameter
+    plain: dict[nn.Parameter, None] = {}
+    exempt = _exempt(module)
+    for layer in module.modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            vector = parameter.numel() == max(parameter.shape, default=1)
+            excluded = vector or name.endswith("bias") or isinstance(layer, norms)
+            excluded = excluded or parameter in exempt
+            if parameter.requires_grad:
+                (plain if excluded else weights)[parameter] = None
+    if not weights and not plain:
+        raise ValueError(
+            f"Expected {type(module).__name__} to have parameters to train, but none requires a "
+            "gradient."
+        )
+    return [
+        {"params": list(weights), "weight_decay": weight_decay, "adapt": True},
+        {"params": list(plain), "weight_decay": 0.0, "adapt": False},
+    ]
+
+
+def _exempt(module: nn.Module) -> set[nn.Parameter]:
+    """Parameters that the module, or one within it, names in its ``no_weight_decay()``."""
+    exempt: set[nn.Parameter] = set()
+    for layer in module.modules():
+        patterns: Iterable[str] = getattr(layer, "no_weight_decay", tuple)()
+        exempt.update(
+            parameter
+            for name, parameter in layer.named_parameters(remove_duplicate=False)
+            if any(fnmatchcase(name, pattern) for pattern in patterns)
+        )
+    return exempt
+
+
+def global_batch(trainer: Trainer) -> int:
+    """Images of one optimizer step, over all processes and accumulated batches.
+
+    Raises:
+        ValueError: If neither the data module nor the training loader has a ``batch_size``.
+    """
+    size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+    if size is None:
+        trainer.fit_loop.setup_data()  # before that there is no loader to ask
+        loader = trainer.train_dataloader
+        sampler = getattr(loader, "batch_sampler", None)
+        size = getattr(loader, "batch_size", None) or getattr(sampler, "batch_size", None)
+    if size is None:
+        raise ValueError(
+            "Expected a data module or a training loader with a `batch_size` to scale the learning "
+            "rate to, but neither has one: give the data module, or the batch sampler of the "
+            "loader, the attribute `batch_size`, the images of one process's batch."
+        )
+    return size * trainer.world_size * trainer.accumulate_grad_batches
+
+
+def total_steps(trainer: Trainer) -> float:
+    """Optimizer steps of the whole fit; infinite, with a warning, if that number is not known."""
+    total = trainer.estimated_stepping_batches
+    if 0 < total < math.inf:
+        return total
+    # for epochs of a loader without a length Lightning estimates -1
+    rank_zero_warn(
+        "Expected a number of steps for the learning rate's cosine, but the length of the fit is "
+        "not known: the rate stays constant after the warm-up. Set --trainer.max_steps, or "
+        "--trainer.max_epochs with a loader that knows its length."
+    )
+    return math.inf
+
+
+def warmup_steps(trainer: Trainer, epochs: float, total: float) -> float:
+    """Optimizer steps of a warm-up of so many epochs, at most ``total``.
+
+    Raises:
+        ValueError: If the length of an epoch is not known.
+    """
+    if epochs == 0:
+        return 0
+    trainer.fit_loop.setup_data()  # before that the length of an epoch is not known
+    if math.isinf(trainer.num_training_batches):
+        raise ValueError(
+            f"Expected loaders that know their length, to warm up for {epochs:g} epochs, but got "
+            "one that does not. Set --model.warmup_epochs 0, or --trainer.limit_train_batches to "
+            "the number of batches of an epoch."
+        )
+    per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    steps = round(epochs * per_epoch)
+    if steps >= total and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        rank_zero_warn(
+            f"The warm-up of {epochs:g} epochs ({steps} steps) is as long as the whole training "
+            f"({total} steps): the learning rate never reaches its cosine. "
+            "Set --model.warmup_epochs lower."
+        )
+    return min(steps, total)
+
+
+def warn_of_replaced(optimizer: Optimizer, **used: float) -> None:
+    """Warn if the optimizer was given a value that ``used`` replaces.
+
+    Args:
+        optimizer: As the user built it, with its own defaults.
+        **used: Values that its parameter groups have instead, by name.
+    """
+    parameters = inspect.signature(type(optimizer)).parameters
+    for name, value in used.items():
+        given = optimizer.defaults.get(name, value)
+        # 0 is no decision: LARS's decay of 0 remains when the command line changes the class
+        if name in parameters and given not in (parameters[name].default, value, 0):
+            rank_zero_warn(
+                f"The optimizer's own {name} {given:g} is replaced by {value:g}. "
+                f"Set --model.{'base_lr' if name == 'lr' else name} instead."
+            )
