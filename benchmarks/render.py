@@ -294,9 +294,51 @@ def plot(figures: Path = FIGURES) -> list[Path]:
     return written
 
 
+def plot_for_readme(figures: Path = FIGURES) -> Path:
+    """Draw the time of VICReg and Barlow Twins against D, ours and lightly's, as ``speed.svg``.
+
+    The ratio stands at the largest D that both have. The background is opaque, for dark pages.
+    """
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"svg.hashsalt": "speed", "font.size": 10})
+    curves: dict[tuple[str, str], dict[int, float]] = {}
+    for point in read("growth", figures):
+        if point["grows"] == "D" and "seconds" in point:
+            curves.setdefault((point["what"], point["who"]), {})[point["d"]] = point["seconds"]
+    figure, axis = plt.subplots(figsize=(7.2, 3.6), layout="constrained", facecolor="white")
+    for name, color, marker in (("VICReg", "#0072b2", "o"), ("Barlow Twins", "#d55e00", "s")):
+        ours, peer = curves[name, "ours"], curves[name, "lightly"]
+        for who, curve, line in (("duality_ssl", ours, "-"), ("lightly", peer, "--")):
+            style = {"color": color, "marker": marker, "markersize": 4.5, "linestyle": line}
+            axis.plot(*zip(*curve.items(), strict=True), label=f"{name}, {who}", **style)
+        last = max(ours.keys() & peer.keys())
+        axis.vlines(last, ours[last], peer[last], color=color, linewidth=0.8, alpha=0.6)
+        ratio = f" {peer[last] / ours[last]:.0f}x"
+        middle = math.sqrt(ours[last] * peer[last])
+        axis.text(last, middle, ratio, color=color, weight="bold", va="center")
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xticks(sizes := sorted(curves["VICReg", "ours"]), [f"{size:,}" for size in sizes])
+    axis.set_yticks(marks := [1e-3, 1e-2, 1e-1, 1, 10], ["1 ms", "10 ms", "100 ms", "1 s", "10 s"])
+    axis.set_ylim(marks[0], marks[-1])
+    axis.set_xlim(right=1.5 * sizes[-1])
+    axis.minorticks_off()
+    axis.set_xlabel("embedding dimension D, batch of 256")
+    axis.set_ylabel("forward and backward pass")
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(loc="upper left", frameon=False)
+    path = figures / "speed.svg"
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+    return path
+
+
 if __name__ == "__main__":
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     plot()
+    plot_for_readme()
     render()
