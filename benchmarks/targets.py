@@ -116,10 +116,6 @@ TARGETS = [
         "`duality-ssl --help` over Lightning's import",
         *(1.15, "startup", "ratio", of("`duality-ssl --help`"), True),
     ),
-    Target(
-        "data of 60,000 images over their size as uint8",
-        *(1.2, "startup", "ratio", lambda row: row["what"].endswith("the peak"), True),
-    ),
     *(
         Target(f"fit {when}: its speed alone with OpenMP's default", bound, "threads", key, _ours)
         for when, bound, key in (
