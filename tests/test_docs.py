@@ -75,6 +75,19 @@ def test_tables_show_the_figures(table: str, monkeypatch: pytest.MonkeyPatch) ->
     assert [shown.strip() for shown in found] == [results.table(rows).strip()]
 
 
+def test_figure_of_the_readme_shows_the_ratios() -> None:
+    lines = (ROOT / "docs/benchmarks/growth.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["grows"] == "D" and "seconds" in row]
+    drawn = (ROOT / "docs/benchmarks/speed.svg").read_text("utf-8")
+    for name in ("VICReg", "Barlow Twins"):
+        ours, peer = (
+            {row["d"]: row["seconds"] for row in rows if (row["what"], row["who"]) == (name, who)}
+            for who in ("ours", "lightly")
+        )
+        ratio = peer[max(peer)] / ours[max(peer)]
+        assert f"<!-- {ratio:.0f}x -->" in re.sub(" +", " ", drawn), "run benchmarks/render.py"
+
+
 def test_conclusions_from_the_digits() -> None:
     lines = (ROOT / "docs/results/digits.jsonl").read_text().splitlines()
     rows = {row["row"]: row for row in map(json.loads, lines)}
