@@ -257,7 +257,6 @@ TRIED = [
 
 
 @pytest.mark.filterwarnings(
-    "ignore:The run goes on with other values than before",
     "ignore:Without --ckpt_path the network is",
     r"ignore:\w+ is off",  # images without labels
 )
