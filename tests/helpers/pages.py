@@ -38,7 +38,7 @@ def commands(page: Path) -> list[list[str]]:
     blocks = [block.text for block in fenced(page) if block.language == "bash"]
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     lines += re.findall(
-        r"`((?:make|duality-ssl|python|pip|sbatch|torchrun|srun) [^`]+)`", prose(page)
+        r"`((?:make|duality-ssl|python(?! -m`)|pip|sbatch|torchrun|srun) [^`]+)`", prose(page)
     )
     split = [shlex.split(line, comments=True) for line in lines]
     return [words for words in split if words]
