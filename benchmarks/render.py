@@ -1,6 +1,6 @@
 """Write the tables of docs/benchmarks.md and draw its plots, from the figures in docs/benchmarks/.
 
-Runs nothing: the figures are those that the other scripts of this folder have left there.
+Measures nothing: the other scripts of this folder write the figures.
 """
 
 import argparse
@@ -25,24 +25,24 @@ MACHINE = ("processor", "gpu", "threads", "versions")
 
 
 def digits(value: float) -> str:
-    """Three digits without an exponent, more for what is longer, fewer for what rounds to none."""
+    """Format with three significant digits and no exponent."""
     return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if value else "0"
 
 
 def plain(value: Any) -> str:
-    """A word, a whole number, or three digits of another."""
+    """Format a word, an integer, or a float with three digits."""
     if isinstance(value, float):
         return digits(value) if abs(value) >= 0.001 or not value else f"{value:.0e}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def seconds(value: float) -> str:
-    """Seconds, or milliseconds below one."""
+    """Format seconds; below one as milliseconds."""
     return f"{digits(value)} s" if value >= 1 else f"{digits(1000 * value)} ms"
 
 
 def size(value: float) -> str:
-    """Bytes, in the largest unit that leaves a number of at least one."""
+    """Format bytes in the largest unit that gives at least one."""
     for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if value >= unit:
             return f"{digits(value / unit)} {name}"
@@ -50,11 +50,11 @@ def size(value: float) -> str:
 
 
 def times(value: float) -> str:
-    """A ratio."""
+    """Format a ratio."""
     return f"{digits(value)}x"
 
 
-# Keys of rows that a page has another word for, or whose unit the key does not say.
+# Keys whose heading differs from the key, or whose unit is not part of it.
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "what": ("", plain),
     "who": ("", plain),
@@ -70,7 +70,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 
 def column(key: str) -> tuple[str, Callable[[Any], str]]:
-    """Heading and format of a row's key, by :data:`COLUMNS` or else by how the key is made."""
+    """Return heading and format of a key, from :data:`COLUMNS` or from its prefix and suffix."""
     if key in COLUMNS:
         return COLUMNS[key]
     if key.startswith("times_"):
@@ -85,7 +85,7 @@ def column(key: str) -> tuple[str, Callable[[Any], str]]:
 
 
 class View(NamedTuple):
-    """A table of the page that is not simply a file."""
+    """A table that shows a file in another form."""
 
     source: str
     columns: str = ""
@@ -94,12 +94,12 @@ class View(NamedTuple):
 
 
 def machine_of(row: Row) -> Row:
-    """What a row says of the machine."""
+    """Return the keys of a row that describe the machine."""
     return {key: row[key] for key in MACHINE if key in row}
 
 
 def by_size(grows: str) -> Callable[[Rows], Rows]:
-    """One row a curve, one column a size: time and memory."""
+    """Return a table with a row per curve and a column per size: time and memory."""
 
     def rows(points: Rows) -> Rows:
         curves: dict[tuple[str, str], Row] = {}
@@ -115,7 +115,7 @@ def by_size(grows: str) -> Callable[[Rows], Rows]:
 
 
 def slopes(points: Rows) -> Rows:
-    """Exponents of the growth of each curve over its last three sizes."""
+    """Return the exponents of each curve over its last three sizes."""
     curves: dict[tuple[str, str], Rows] = {}
     for point in points:
         curves.setdefault((point["what"], point["who"]), []).append(point)
@@ -132,14 +132,14 @@ def slopes(points: Rows) -> Rows:
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """The exponent of the power law through points, by least squares on the logarithms."""
+    """Return the exponent of the power law through points, by least squares of logarithms."""
     logs = [(math.log(a), math.log(b)) for a, b in points]
     x, y = (sum(axis) / len(logs) for axis in zip(*logs, strict=True))
     return sum((a - x) * (b - y) for a, b in logs) / sum((a - x) ** 2 for a, _ in logs)
 
 
 def noise(rows: Rows) -> Rows:
-    """The spread of the rounds, of short and of longer figures."""
+    """Return the spread of the rounds, for short and for long times."""
     groups = {
         "under 5 ms": [row for row in rows if row["ours"] < 5e-3],
         "over 5 ms": [row for row in rows if row["ours"] >= 5e-3],
@@ -157,7 +157,7 @@ def noise(rows: Rows) -> Rows:
 
 
 def beside(rows: Rows) -> Rows:
-    """Times and sizes in one column, and what they are measured against."""
+    """Put times and sizes into one column, beside the reference and its value."""
 
     def measured(row: Row, prefix: str) -> str:
         key = f"{prefix}seconds"
@@ -200,7 +200,7 @@ VIEWS = {"startup": View("startup", "", beside)} | {
 
 
 def table(name: str, rows: Iterable[Row]) -> str:
-    """Render rows as the Markdown table ``name``, with what measured them under it."""
+    """Render rows as the Markdown table ``name``, with the machine under it."""
     view = VIEWS.get(name, View(name))
     rows = view.rows(list(rows))
     keys = [key for row in rows for key in row if key not in MACHINE]
@@ -222,7 +222,7 @@ def table(name: str, rows: Iterable[Row]) -> str:
 
 
 def measured_on(rows: Rows) -> str:
-    """The machine as a sentence; threads that differ from row to row are all said."""
+    """Describe the machine in a sentence; lists all values if rows differ."""
     found = {key: sorted({row[key] for row in rows if key in row}) for key in MACHINE}
     said = {key: " or ".join(values) for key, values in found.items() if values}
     if "threads" in said:
@@ -231,7 +231,7 @@ def measured_on(rows: Rows) -> str:
 
 
 def read(name: str, figures: Path) -> Rows:
-    """The rows of one file, none if it is not there."""
+    """Read the rows of a file; none if it does not exist."""
     path = figures / f"{name}.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
@@ -240,7 +240,7 @@ PLOTS = {"growth_n": "Time and memory against N", "growth_d": "Time and memory a
 
 
 def render(page: Path = PAGE, figures: Path = FIGURES) -> None:
-    """Write each table of the page between its two markers, under its plot if it has one."""
+    """Write each table of the page between its markers, below its plot if it has one."""
 
     def content(match: re.Match[str]) -> str:
         name = match[1]
@@ -294,9 +294,51 @@ def plot(figures: Path = FIGURES) -> list[Path]:
     return written
 
 
+def plot_for_readme(figures: Path = FIGURES) -> Path:
+    """Draw the time of VICReg and Barlow Twins against D, ours and lightly's, as ``speed.svg``.
+
+    The ratio stands at the largest D that both have. The background is opaque, for dark pages.
+    """
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"svg.hashsalt": "speed", "font.size": 10})
+    curves: dict[tuple[str, str], dict[int, float]] = {}
+    for point in read("growth", figures):
+        if point["grows"] == "D" and "seconds" in point:
+            curves.setdefault((point["what"], point["who"]), {})[point["d"]] = point["seconds"]
+    figure, axis = plt.subplots(figsize=(7.2, 3.6), layout="constrained", facecolor="white")
+    for name, color, marker in (("VICReg", "#0072b2", "o"), ("Barlow Twins", "#d55e00", "s")):
+        ours, peer = curves[name, "ours"], curves[name, "lightly"]
+        for who, curve, line in (("duality_ssl", ours, "-"), ("lightly", peer, "--")):
+            style = {"color": color, "marker": marker, "markersize": 4.5, "linestyle": line}
+            axis.plot(*zip(*curve.items(), strict=True), label=f"{name}, {who}", **style)
+        last = max(ours.keys() & peer.keys())
+        axis.vlines(last, ours[last], peer[last], color=color, linewidth=0.8, alpha=0.6)
+        ratio = f" {peer[last] / ours[last]:.0f}x"
+        middle = math.sqrt(ours[last] * peer[last])
+        axis.text(last, middle, ratio, color=color, weight="bold", va="center")
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xticks(sizes := sorted(curves["VICReg", "ours"]), [f"{size:,}" for size in sizes])
+    axis.set_yticks(marks := [1e-3, 1e-2, 1e-1, 1, 10], ["1 ms", "10 ms", "100 ms", "1 s", "10 s"])
+    axis.set_ylim(marks[0], marks[-1])
+    axis.set_xlim(right=1.5 * sizes[-1])
+    axis.minorticks_off()
+    axis.set_xlabel("embedding dimension D, batch of 256")
+    axis.set_ylabel("forward and backward pass")
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(loc="upper left", frameon=False)
+    path = figures / "speed.svg"
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+    return path
+
+
 if __name__ == "__main__":
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     plot()
+    plot_for_readme()
     render()

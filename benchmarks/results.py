@@ -1,11 +1,11 @@
-"""Run the experiments of docs/results.md and write their tables there and into README.md.
+"""Run the experiments of docs/results.md and write their tables there.
 
     python benchmarks/results.py digits fashion_mnist
     python benchmarks/results.py digits --rows vicreg simclr
 
-Each row is two commands, ``duality-ssl fit`` and ``duality-ssl test``, with nothing but the configs
-of this repository; its figures are read from the files that they write. ``--render`` writes the
-tables again from the figures at hand.
+Each row is two commands, ``duality-ssl fit`` and ``duality-ssl test``, with the configs of this
+repository; its figures are read from the files that they write. ``--render`` rewrites the tables
+from the figures in docs/results/ and runs nothing.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 FIGURES = ROOT / "docs" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+PAGE = ROOT / "docs" / "results.md"
 ROWS = {
     "digits": [path.stem for path in sorted(CONFIGS.glob("methods/*.yaml"))],
     "fashion_mnist": ["vicreg", "simclr"],
@@ -53,7 +53,7 @@ def command(*words: str) -> None:
 
 
 def pretrained(data: str, method: str, seed: int) -> dict[str, Any]:
-    """Pretrain and evaluate one method: its time, its online probe, its evaluation."""
+    """Pretrain and evaluate one method; return its time, online accuracy and evaluation."""
     experiment = f"results_{data}/{method}"
     configs = ["-c", f"configs/data/{data}.yaml", "-c", f"configs/methods/{method}.yaml"]
     started = time.perf_counter()
@@ -71,7 +71,7 @@ def pretrained(data: str, method: str, seed: int) -> dict[str, Any]:
 
 
 def untrained(data: str, seed: int) -> dict[str, Any]:
-    """Evaluate the network as it was drawn."""
+    """Evaluate the network with random weights."""
     folder = ROOT / "runs" / f"results_{data}" / "untrained"
     words = ["--model", "VICReg", "--seed_everything", str(seed)]
     folder_words = ["--trainer.default_root_dir", str(folder)]
@@ -80,7 +80,7 @@ def untrained(data: str, seed: int) -> dict[str, Any]:
 
 
 def pixels(data: str, seed: int) -> dict[str, Any]:
-    """Evaluate the images themselves, as they are stored, as long vectors."""
+    """Evaluate the pixels of the images as vectors."""
     import torch
     import yaml
 
@@ -98,12 +98,12 @@ def pixels(data: str, seed: int) -> dict[str, Any]:
         sets.append(torch.cat([images[0].flatten(1) for images, _ in batches]))
         sets.append(torch.cat([labels for _, labels in batches]))
     figures = evaluate(*sets)
-    del figures["rankme"]  # that of the other rows is the embeddings'
+    del figures["rankme"]  # the other rows have the rank of the embeddings
     return figures
 
 
 def run(data: str, rows: list[str], seed: int) -> None:
-    """Run rows of one table; each figure is kept as soon as it is there, the others stay."""
+    """Run rows of one table and save each as soon as it is done; other rows stay."""
     import torch
 
     machine = {
@@ -124,12 +124,12 @@ def run(data: str, rows: list[str], seed: int) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The figures of one table, a row a line."""
+    """Read the figures of one table, one row a line."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def processor() -> str:
-    """The processor's name as the system has it."""
+    """Return the name of the processor as the system reports it."""
     info = Path("/proc/cpuinfo")
     names = info.read_text().splitlines() if info.is_file() else []
     found = [line.partition(":")[2].strip() for line in names if line.startswith("model name")]
@@ -137,7 +137,7 @@ def processor() -> str:
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """Render figures as a Markdown table; percent, and seconds of the whole ``fit`` command."""
+    """Render figures as a Markdown table: percent, and seconds of the whole ``fit`` command."""
     rows = list(rows)
     header = ["", "time", "online", "linear", "5 labels a class", "5-NN", "RankMe"]
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
@@ -159,15 +159,14 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def percent(fraction: float | None) -> str:
-    """One decimal, or nothing."""
+    """Format a fraction as percent with one decimal; None as nothing."""
     return "" if fraction is None else f"{100 * fraction:.1f}"
 
 
 def render() -> None:
-    """Write each table between its two markers, on every page that has them."""
+    """Write each table between its two markers."""
     for figures in sorted(FIGURES.glob("*.jsonl")):
-        for page in filter(Path.is_file, PAGES):
-            write_table(page, figures.stem, table(read(figures)))
+        write_table(PAGE, figures.stem, table(read(figures)))
 
 
 def write_table(page: Path, name: str, rendered: str) -> None:
