@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from duality_ssl.batches import images_of
 from duality_ssl.callbacks.finite import StepFaults, step_faults
 from duality_ssl.callbacks.outputs import views
-from duality_ssl.distributed import all_reduce_sum, processes
+from duality_ssl.distributed import all_reduce_sum, process_group
 from duality_ssl.functional import normalize_rows, rankme
 from duality_ssl.runs.checkpoint import is_damaged
 
@@ -195,7 +195,7 @@ class CollapseGuard(Callback):
     ) -> None:
         known = images and images[0].ndim == 4
         if known and not hasattr(trainer.train_dataloader, "glance"):
-            self._look_at(trainer, processes().rows(images[0][:_LOOKED_AT]))
+            self._look_at(trainer, process_group().all_gather(images[0][:_LOOKED_AT]))
         if self._latest.shape[1] == 1:
             what = "the embeddings have one dimension: of its direction only the sign is left."
             self._act(trainer, "dimension", what, _ONE_DIMENSION)
@@ -226,7 +226,7 @@ class CollapseGuard(Callback):
                 what = f"the learning rate was 0 in each of {len(self._rates)} steps."
                 self._act(trainer, "rate", what, _NO_RATE)
             self._rates.clear()
-        z = processes().rows(self._latest)[: self.max_samples]
+        z = process_group().all_gather(self._latest)[: self.max_samples]
         growth, collapse = self._growth(z), self._collapse(z)
         if first:  # a fit that has just begun, or goes on, is not judged by it
             return
@@ -268,7 +268,7 @@ class CollapseGuard(Callback):
         """Say what was not finite in a step; end the fit if that has damaged the weights."""
         self._strikes += 1
         names = getattr(trainer.train_dataloader, "names", None)
-        own = processes().own(len(step.images))
+        own = process_group().own(len(step.images))
         rows = [f"row {i}" for i in range(own.start, own.stop)]
         images = rows if names is None else names(step.batch_idx)
         what, remedy = step.culprit(images, pl_module)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from duality_ssl.data import color, operations, transforms
-from duality_ssl.distributed import ALONE, Processes
+from duality_ssl.distributed import SINGLE, Group
 
 _PROBABILITIES = ("flip", "jitter", "gray", "blur", "solarize")
 _STRENGTHS = ("brightness", "contrast", "saturation")
@@ -259,7 +259,7 @@ class Augmentation:
         generator: torch.Generator,
         *,
         cropped: bool = False,
-        processes: Processes = ALONE,
+        group: Group = SINGLE,
     ) -> Tensor:
         """Draw for the batch of all processes, and apply what this one's images get.
 
@@ -267,12 +267,12 @@ class Augmentation:
             images: This process's, as for `apply`.
             generator: Source of randomness, in the same state on every process.
             cropped: Whether the images were cropped where they were decoded.
-            processes: Who has the batch's other images, as many each.
+            group: Processes that share the batch, with as many images each.
 
         Returns:
             What one process with the whole batch makes of these images.
         """
         size = None if cropped else (images.shape[2], images.shape[3])
         # a number drawn costs nothing beside a pixel changed: draw all, and keep one's own
-        draws = self.draw(processes.world_size * len(images), generator, size)
-        return self.apply(images, draws[processes.own(len(images))])
+        draws = self.draw(group.world_size * len(images), generator, size)
+        return self.apply(images, draws[group.own(len(images))])

@@ -18,7 +18,7 @@ from duality_ssl.data.layout import Labels
 from duality_ssl.data.loader import ArrayDataset, Batch, BatchLoader, PlainBatch, outlive_signals
 from duality_ssl.data.sampler import EvalBatches, TrainBatches
 from duality_ssl.data.sources import Images, ImageSource, Split, create_source
-from duality_ssl.distributed import processes, world_size
+from duality_ssl.distributed import process_group, world_size
 from duality_ssl.randomness import SUBSET, derive_seed
 
 _DEFAULT_VIEW = View()
@@ -262,7 +262,7 @@ class SSLDataModule(LightningDataModule):
         cropped = len(batch.images) > 1
         crops = batch.images if cropped else (batch.images[0],) * 2
         views = [
-            self._converted(augment(images, generator, cropped=cropped, processes=processes()))
+            self._converted(augment(images, generator, cropped=cropped, group=process_group()))
             for augment, images in zip(self._augmentations, crops, strict=True)
         ]
         self.host_seconds["augment"] += time.perf_counter() - started

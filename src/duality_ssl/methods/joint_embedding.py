@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from duality_ssl.batches import one_view, two_views
 from duality_ssl.criteria import Criterion
-from duality_ssl.distributed import processes
+from duality_ssl.distributed import process_group
 from duality_ssl.methods.strategy import check_processes, check_strategy
 from duality_ssl.networks.backbones import build_backbone, check_features
 from duality_ssl.networks.batch_norm import synchronize_batch_norm
@@ -297,7 +297,7 @@ class JointEmbedding(LightningModule):
         else:
             h1, h2 = self._features(x1), self._features(x2)
             z1, z2 = self.projector(h1), self.projector(h2)
-        terms = self.criterion(z1, z2, processes())
+        terms = self.criterion(z1, z2, group=process_group())
         self.log("train/loss", terms["loss"], prog_bar=True, batch_size=len(labels))
         parts = {f"train/{name}": term for name, term in terms.items() if name != "loss"}
         self.log_dict(parts, batch_size=len(labels))
