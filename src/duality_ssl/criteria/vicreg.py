@@ -54,9 +54,9 @@ class VICReg(Criterion):
 
     def terms(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
         """Compute the loss and its terms; see :meth:`Criterion.terms`."""
-        invariance = group.mean(mse_loss(z1, z2))
         variance = (variance_hinge(z1, group) + variance_hinge(z2, group)) / 2
         covariance = squared_covariance(z1, group) + squared_covariance(z2, group)
+        invariance = group.mean(mse_loss(z1, z2))
         return self._weighed(invariance, variance, covariance)
 
     def _weighed(
@@ -109,10 +109,10 @@ class VICRegExp(VICReg):
 
     def terms(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
         """Compute the loss and its terms; see :meth:`Criterion.terms`."""
-        invariance = group.mean(mse_loss(z1, z2))
         variance = (variance_hinge(z1, group) + variance_hinge(z2, group)) / 2
         lse1 = covariance_logsumexp(z1, self.temperature, group)
         lse2 = covariance_logsumexp(z2, self.temperature, group)
+        invariance = group.mean(mse_loss(z1, z2))
         return self._weighed(invariance, variance, lse1 + lse2)
 
     def memory(self, n: int, d: int) -> int:
@@ -156,11 +156,11 @@ class VICRegCtr(VICRegExp):
 
     def terms(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
         """Compute the loss and its terms; see :meth:`Criterion.terms`."""
-        invariance = group.mean(mse_loss(z1, z2))
         c1, c2 = centered(z1, group), centered(z2, group)
         variance = group.mean((variance_hinge(c1.T) + variance_hinge(c2.T)) / 2)
         lse1 = sample_logsumexp(c1, self.temperature, group)
         lse2 = sample_logsumexp(c2, self.temperature, group)
+        invariance = group.mean(mse_loss(z1, z2))
         return self._weighed(invariance, variance, lse1 + lse2)
 
     def memory(self, n: int, d: int) -> int:

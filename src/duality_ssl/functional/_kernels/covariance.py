@@ -65,15 +65,15 @@ def squared_covariance_gradient(
     n, d = group.world_size * len(z), z.shape[1]
     mean, gram, *rest = saved
     slope = 4 * group.sum(grad) / ((n - 1) ** 2 * d)
-    weights, result = slope * gram, torch.empty_like(z)
+    weights = slope * gram
     if n < d:
         norms, everyone = rest
-        on_norms, own = slope * norms, group.own(len(z))
+        on_norms = slope * norms
+        result = torch.addcmul(on_norms * mean, z, on_norms, value=-1)
         for at in pieces(everyone, 1):
-            centered = everyone[:, at] - mean[at]
-            piece = weights @ centered
-            result[:, at] = piece.addcmul_(centered[own], on_norms[at], value=-1)
+            result[:, at].addmm_(weights, everyone[:, at] - mean[at])
     else:
+        result = torch.empty_like(z)
         for at in pieces(z, 0):
             result[at] = (z[at] - mean) @ weights
     return result
