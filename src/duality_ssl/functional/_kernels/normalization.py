@@ -14,7 +14,7 @@ def standardize_columns(z: Tensor, length: float, group: Group) -> tuple[Tensor,
     mean, variance = mean_and_variance(z, group)
     constant = variance.sqrt() <= rounding_noise(mean)
     variance = torch.where(constant, 1, variance)
-    scale = torch.where(constant, 0, length / len(z) ** 0.5)
+    scale = (~constant).to(z) * (length / len(z) ** 0.5)
     h = torch.batch_norm(z, scale, None, mean, variance, False, 0.0, _eps(z), False)
     return h, [mean, variance.rsqrt(), scale]
 
