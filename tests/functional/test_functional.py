@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from duality_ssl.functional.terms import Normalization, Similarity
 from helpers import references
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,7 +16,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from duality_ssl import functional
 from duality_ssl.distributed import ALONE, Processes
 from duality_ssl.functional import _logsumexp, _products
-from duality_ssl.functional.terms import Normalization, Similarity
 
 SHAPES = [
     pytest.param(2, 2, id="minimal"),
