@@ -25,6 +25,13 @@ class Criterion(nn.Module, ABC):
     Attributes:
         check_finite: Whether to look for NaN and Inf in the views.
         min_dimensions: Fewest dimensions that the criterion is defined for.
+
+    Example:
+        >>> class Distance(Criterion):
+        ...     def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
+        ...         return {"loss": (z1 - z2).square().mean()}
+        >>> Distance()(torch.zeros(2, 3), torch.ones(2, 3))
+        {'loss': tensor(1.)}
     """
 
     check_finite: bool = False

@@ -28,6 +28,11 @@ class TCR(Criterion):
 
     Reference: Li et al., *Neural manifold clustering and embedding*, 2022,
     https://arxiv.org/abs/2201.10000
+
+    Example:
+        >>> square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> TCR()(square, square)["invariance"].round(decimals=3)  # the views agree: minus the mean cosine
+        tensor(-1.)
     """
 
     def __init__(self, invariance: float = 100, distortion: float = 0.2) -> None:

@@ -89,6 +89,11 @@ class SimCLR(_PairContrast):
 
     Reference: Chen et al., ICML 2020, eq. 1, https://arxiv.org/abs/2002.05709; -sq and
     -abs: Garrido et al., ICLR 2023, proposition 3.2, https://arxiv.org/abs/2206.02574
+
+    Example:
+        >>> square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> SimCLR(temperature=1)(square, square)["invariance"].round(decimals=3)
+        tensor(-1.)
     """
 
     def __init__(
@@ -126,6 +131,11 @@ class DCL(_PairContrast):
 
     Reference: Yeh et al., ECCV 2022, section 3, https://arxiv.org/abs/2110.06848; -sq and
     -abs: Garrido et al., ICLR 2023, proposition 3.2, https://arxiv.org/abs/2206.02574
+
+    Example:
+        >>> square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> DCL(temperature=1)(square, square)["contrast"]  # log(4 + 2 / e): cosines 0 and -1
+        tensor(1.5551)
     """
 
     def __init__(
@@ -163,6 +173,11 @@ class SpectralContrastive(Criterion):
 
     Reference: HaoChen et al., NeurIPS 2021, section 3.2 (the ball: its appendix on experiments),
     https://arxiv.org/abs/2106.04156
+
+    Example:
+        >>> square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> SpectralContrastive()(square, square)["loss"]  # -2 + 1/3: one of three is opposite
+        tensor(-1.6667)
     """
 
     def __init__(self, mu: float = 1.0) -> None:

@@ -41,6 +41,11 @@ class VICReg(Criterion):
         ValueError: If a weight is negative.
 
     Reference: Bardes et al., ICLR 2022, eq. 6, https://arxiv.org/abs/2105.04906
+
+    Example:
+        >>> square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> VICReg()(square, square)["loss"]  # uncorrelated, with a standard deviation over 1
+        tensor(0.)
     """
 
     def __init__(self, invariance: float = 25, variance: float = 25, covariance: float = 1) -> None:
@@ -92,6 +97,11 @@ class VICRegExp(VICReg):
         ValueError: If the temperature is not positive, or a weight is negative.
 
     Reference: Garrido et al., ICLR 2023, eq. 11-12, https://arxiv.org/abs/2206.02574
+
+    Example:
+        >>> square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> VICRegExp()(square, square)["loss"]  # the logarithm of e to the one covariance, 0
+        tensor(0.)
     """
 
     min_dimensions = 2
@@ -143,6 +153,11 @@ class VICRegCtr(VICRegExp):
         ValueError: If the temperature is not positive, or a weight is negative.
 
     Reference: Garrido et al., ICLR 2023, eq. 13 and table 1, https://arxiv.org/abs/2206.02574
+
+    Example:
+        >>> square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> VICRegCtr()(square, square)["variance"]  # half of the samples have equal entries
+        tensor(0.4950)
     """
 
     def __init__(

@@ -48,7 +48,6 @@ from duality_ssl.functional.gram import (
     cross_gram,
     dimension_contrastive,
     dimension_gram,
-    off_diagonal,
     sample_contrastive,
     sample_gram,
 )
@@ -87,7 +86,6 @@ __all__ = [
     "norm_regularizer",
     "normalize_centered_rows",
     "normalize_rows",
-    "off_diagonal",
     "project_to_ball",
     "rankme",
     "row_fourth_norm_bounds",
