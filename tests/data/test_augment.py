@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from duality_ssl.data import SSLDataModule, View, ViewChanges, color, transforms
 from duality_ssl.data.augment import Augmentation, Draws, draw
-from duality_ssl.distributed import Processes
+from duality_ssl.distributed import Group
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0}  # the issue asks for 1e-3
 CPU = torch.device("cpu")
@@ -268,7 +268,7 @@ def test_processes_augment_as_one(world: int, cropped: bool) -> None:
     x = (images(12, 3, 16, 16) * 255).to(torch.uint8)
     expected = augment(x, generator(), cropped=cropped)
     parts = [
-        augment(part, generator(), cropped=cropped, processes=Processes(rank, world))
+        augment(part, generator(), cropped=cropped, group=Group(rank, world))
         for rank, part in enumerate(x.chunk(world))
     ]
     assert torch.equal(torch.cat(parts), expected)

@@ -92,8 +92,8 @@ def logsumexp_of_others_gradient(
 
 def memory(vectors: int) -> int:
     """Estimate the numbers that forward and backward pass hold beside the vectors and gradients."""
-    kept = vectors**2 // 2
-    return min(kept, _KEPT) + min(kept, 2**20)
+    triangle = vectors**2 // 2
+    return min(triangle, 2**20) + (triangle if triangle <= _KEPT else 0)
 
 
 def _tiles(x: Tensor, views: int, group: Group) -> list[tuple[slice, slice]]:
