@@ -6,19 +6,22 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.criteria_cases import EXPORTED, VARIANTS, build
 from helpers.gloo_processes import Processes, start_processes
-from test_criteria import VARIANTS, build
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from duality_ssl import distributed
-from duality_ssl.functional import _logsumexp, _products
+from duality_ssl.distributed import SINGLE, Group, process_group
+from duality_ssl.functional._kernels import dispatch, logsumexp
 
-WORLDS = [2, 3, 4]
+WORLDS = [2, 3]
 ROWS = 6  # of each process
 TALL, WIDE = 4, 40  # dimensions, fewer and more than there are rows in any of the worlds
-PIECES = _products._CACHED, _logsumexp._KEPT
+FORMULA = 2**62, dispatch._CACHED, logsumexp._KEPT  # smallest matrix, piece, tiles that are kept
+KERNELS = 0, dispatch._CACHED, logsumexp._KEPT
+IN_PIECES = 0, 16, 0
 
 
 @pytest.fixture(scope="module", params=WORLDS, ids=lambda world: f"W{world}")
@@ -29,8 +32,19 @@ def worlds(
 
 
 @pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    yield from start_processes(3, tmp_path_factory.mktemp("group"))
+
+
+@pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     yield from start_processes(2, tmp_path_factory.mktemp("group"))
+
+
+@pytest.fixture(autouse=True)
+def _forms_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo what a test chose in this process; the others choose anew in every call."""
+    monkeypatch.setattr(dispatch, "SMALLEST", dispatch.SMALLEST)
 
 
 def global_batch(
@@ -45,6 +59,11 @@ def global_batch(
 
 def mine(x: Tensor) -> Tensor:
     return x[distributed.rank() * ROWS : (distributed.rank() + 1) * ROWS]
+
+
+def choose(form: tuple[int, int, int]) -> None:
+    """Have the formulas or the kernels compute, whatever the shape."""
+    dispatch.SMALLEST, dispatch._CACHED, logsumexp._KEPT = form
 
 
 def small_net(dimensions: int) -> nn.Sequential:
@@ -64,7 +83,7 @@ def _gather(dtype: torch.dtype, contiguous: bool) -> tuple[Tensor, Tensor]:
     z = mine(global_batch(dtype=dtype)[0]).detach()
     z = z if contiguous else z.T.contiguous().T
     z.requires_grad_()
-    gathered = distributed.processes().gather(z)
+    gathered = process_group().gather(z)
     # A loss of its own on each process: the adjoint sums their gradients of this process's rows.
     weights = torch.arange(gathered.numel(), dtype=dtype).view_as(gathered) / 8
     ((distributed.rank() + 1) * weights * gathered).sum().backward()
@@ -85,22 +104,6 @@ def test_gather_value_and_adjoint(
         torch.testing.assert_close(grad, (1 + 2) * rows)
 
 
-def _second_derivative() -> str:
-    z = mine(global_batch()[0]).detach().requires_grad_()
-    loss = distributed.processes().gather(z).pow(3).sum()
-    (gradient,) = torch.autograd.grad(loss, z, create_graph=True)
-    try:
-        gradient.sum().backward()
-    except RuntimeError as error:
-        return str(error)
-    return "no error"
-
-
-def test_second_derivative_of_gather_is_refused(processes: Processes) -> None:
-    for message in processes.run(_second_derivative):
-        assert "once_differentiable" in message
-
-
 Loss = Callable[[Tensor, Tensor], dict[str, Tensor]]
 Result = tuple[dict[str, float], list[Tensor]]
 
@@ -115,13 +118,13 @@ def _step(model: nn.Module, loss: Loss, x1: Tensor, x2: Tensor) -> Result:
 
 
 def _shared_step(
-    name: str, arguments: dict[str, Any], dimensions: int, dtype: torch.dtype, pieces: Any
+    name: str, arguments: dict[str, Any], dimensions: int, dtype: torch.dtype, form: Any
 ) -> Result:
-    _products._CACHED, _logsumexp._KEPT = pieces
+    choose(form)
     model = DistributedDataParallel(small_net(dimensions).to(dtype))
     x1, x2 = global_batch(dtype=dtype, world=distributed.world_size())
-    criterion, everyone = build(name, arguments), distributed.processes()
-    return _step(model, lambda *z: criterion(*z, everyone), mine(x1), mine(x2))
+    criterion, group = build(name, arguments), process_group()
+    return _step(model, lambda *z: criterion(*z, group=group), mine(x1), mine(x2))
 
 
 def assert_one(result: Result, expected: Result, rtol_values: float, rtol_grads: float) -> None:
@@ -135,11 +138,11 @@ def assert_one(result: Result, expected: Result, rtol_values: float, rtol_grads:
 @pytest.mark.parametrize(("name", "arguments"), VARIANTS)
 @pytest.mark.parametrize("dimensions", [TALL, WIDE], ids=["tall", "wide"])
 @pytest.mark.parametrize(
-    ("dtype", "pieces", "rtol_values", "rtol_grads"),
+    ("dtype", "form", "rtol_values", "rtol_grads"),
     [
-        pytest.param(torch.float64, PIECES, 1e-12, 1e-10, id="float64"),
-        pytest.param(torch.float64, (16, 0), 1e-12, 1e-10, id="float64-in-pieces"),
-        pytest.param(torch.float32, PIECES, 1e-5, 1e-5, id="float32"),
+        pytest.param(torch.float64, FORMULA, 1e-12, 1e-10, id="float64"),
+        pytest.param(torch.float64, IN_PIECES, 1e-12, 1e-10, id="float64-in-pieces"),
+        pytest.param(torch.float32, KERNELS, 1e-5, 1e-5, id="float32"),
     ],
 )
 def test_processes_are_one(
@@ -148,22 +151,23 @@ def test_processes_are_one(
     arguments: dict[str, Any],
     dimensions: int,
     dtype: torch.dtype,
-    pieces: tuple[int, int],
+    form: tuple[int, int, int],
     rtol_values: float,
     rtol_grads: float,
 ) -> None:
     model = small_net(dimensions).double()
     expected = _step(model, build(name, arguments), *global_batch(world=worlds.world))
     expected = expected[0], [grad.to(dtype) for grad in expected[1]]
-    for result in worlds.run(_shared_step, name, arguments, dimensions, dtype, pieces):
+    for result in worlds.run(_shared_step, name, arguments, dimensions, dtype, form):
         assert_one(result, expected, rtol_values, rtol_grads)
 
 
 def _compiled_step(name: str, dimensions: int) -> Result:
+    choose(KERNELS)
     model = DistributedDataParallel(small_net(dimensions).double())
-    criterion, everyone = build(name), distributed.processes()
+    criterion, group = build(name), process_group()
     criterion.compile(backend="aot_eager")
-    return _step(model, lambda *z: criterion(*z, everyone), *map(mine, global_batch()))
+    return _step(model, lambda *z: criterion(*z, group=group), *map(mine, global_batch()))
 
 
 @pytest.mark.parametrize("name", ["VICReg", "BarlowTwins", "TCR", "SimCLR"])
@@ -175,7 +179,8 @@ def test_compiled_processes_are_one(processes: Processes, name: str) -> None:
 
 def _gradient_of_differing_losses(name: str, arguments: dict[str, Any], d: int) -> Tensor:
     z1, z2 = (mine(z).clone().requires_grad_() for z in global_batch(d))
-    terms = build(name, arguments)(z1, z2, distributed.processes())
+    choose(KERNELS)
+    terms = build(name, arguments)(z1, z2, group=process_group())
     (terms["loss"] * (distributed.rank() + 1)).backward()
     assert z1.grad is not None
     return z1.grad
@@ -194,6 +199,65 @@ def test_the_gradient_is_the_adjoint(
     torch.testing.assert_close(torch.cat(grads), z1.grad, rtol=1e-10, atol=1e-12)
 
 
+def _second_derivative(name: str, d: int, form: tuple[int, int, int]) -> Tensor:
+    """Gradient in this process's rows of the squared gradient's sum over all processes."""
+    choose(form)
+    z1, z2 = (mine(z).clone().requires_grad_() for z in global_batch(d))
+    loss = build(name)(z1, z2, group=process_group())["loss"]
+    (gradient,) = torch.autograd.grad(loss, z1, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), z1)
+    return second
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("dimensions", [TALL, WIDE], ids=["tall", "wide"])
+@pytest.mark.parametrize("form", [FORMULA, KERNELS], ids=["formula", "kernels"])
+def test_second_derivative_of_processes(
+    processes: Processes, name: str, dimensions: int, form: tuple[int, int, int]
+) -> None:
+    z1, z2 = (z.requires_grad_() for z in global_batch(dimensions))
+    loss = 2 * build(name)(z1, z2)["loss"]  # the sum of both processes' losses
+    (gradient,) = torch.autograd.grad(loss, z1, create_graph=True)
+    (expected,) = torch.autograd.grad(gradient.square().sum(), z1)
+    seconds = torch.cat(processes.run(_second_derivative, name, dimensions, form))
+    torch.testing.assert_close(seconds, expected, rtol=1e-9, atol=1e-9 * expected.abs().max())
+
+
+def _in_subgroup(name: str, d: int) -> tuple[int, float, Tensor] | None:
+    """The last two of three processes share a batch; the first has no part in it."""
+    choose(KERNELS)
+    members = dist.new_group([1, 2])
+    if distributed.rank() == 0:
+        with pytest.raises(ValueError, match="Expected a group that has this process, rank 0"):
+            process_group(members)
+        return None
+    group = process_group(members)
+    assert group.world_size == 2
+    z1, z2 = (z[group.own(ROWS)].clone().requires_grad_() for z in global_batch(d))
+    loss = build(name)(z1, z2, group=group)["loss"]
+    loss.backward()
+    assert z1.grad is not None
+    return group.rank, loss.item(), z1.grad / group.world_size
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("dimensions", [TALL, WIDE], ids=["tall", "wide"])
+def test_a_subgroup_is_one_process_with_its_rows(
+    three: Processes, name: str, dimensions: int
+) -> None:
+    z1, z2 = (z.requires_grad_() for z in global_batch(dimensions))
+    loss = build(name)(z1, z2)["loss"]
+    loss.backward()
+    assert z1.grad is not None
+    outsider, *members = three.run(_in_subgroup, name, dimensions)
+    assert outsider is None
+    for rank, (own, value, grad) in enumerate(members):
+        assert own == rank
+        assert value == pytest.approx(loss.item(), rel=1e-12)
+        expected = z1.grad[rank * ROWS : (rank + 1) * ROWS]
+        torch.testing.assert_close(grad, expected, rtol=1e-10, atol=1e-12)
+
+
 class _Messages:
     """Elements of the largest message that ``torch.distributed`` was given."""
 
@@ -203,9 +267,9 @@ class _Messages:
             patch.setattr(dist, name, self._counted(getattr(dist, name)))
 
     def _counted(self, collective: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*tensors: Tensor) -> Any:
+        def counted(*tensors: Tensor, group: Any) -> Any:
             self.largest = max(self.largest, *(tensor.numel() for tensor in tensors))
-            return collective(*tensors)
+            return collective(*tensors, group=group)
 
         return counted
 
@@ -216,14 +280,15 @@ def _addmm_flops(to: Any, a: Any, b: Any, **_: Any) -> int:
 
 def _flops(name: str, arguments: dict[str, Any], d: int, rows: int) -> tuple[int, int]:
     """Floating-point operations of a step's products, and the elements of the largest message."""
-    everyone = distributed.processes()
-    views = torch.randn(2, rows, d, generator=torch.Generator().manual_seed(everyone.rank))
+    choose(KERNELS)
+    group = process_group()
+    views = torch.randn(2, rows, d, generator=torch.Generator().manual_seed(group.rank))
     z1, z2 = (z.clone().requires_grad_() for z in views)
     in_place = {torch.ops.aten.addmm_: _addmm_flops}  # which the counter does not know
     with pytest.MonkeyPatch.context() as patch:
         messages = _Messages(patch)
         with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
-            build(name, arguments)(z1, z2, everyone)["loss"].backward()
+            build(name, arguments)(z1, z2, group=group)["loss"].backward()
     return counter.get_total_flops(), messages.largest
 
 
@@ -242,7 +307,7 @@ def test_processes_share_the_work(
         if name in ("VICReg", "BarlowTwins", "TCR", "SpectralContrastive"):
             assert largest == dimensions * min(batch, dimensions)
         else:  # an exponential has no second side
-            assert largest <= max(batch * dimensions, min(batch, dimensions) ** 2)
+            assert largest <= 2 * batch * dimensions
 
 
 def _barlow_without_backward(z1: Tensor, z2: Tensor) -> Tensor:
@@ -348,17 +413,18 @@ def test_average_gradients(processes: Processes) -> None:
 
 
 def test_own_rows_are_those_that_gather_puts_together() -> None:
-    rows = [i for rank in range(3) for i in range(12)[distributed.Processes(rank, 3).own(4)]]
+    rows = [i for rank in range(3) for i in range(12)[Group(rank, 3).own(4)]]
     assert rows == list(range(12))
 
 
 def test_without_a_process_group_there_is_one_process() -> None:
     z = torch.rand(3, 2, requires_grad=True)
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
-    alone = distributed.processes()
-    assert alone == distributed.ALONE
-    assert all(x is z for x in (alone.gather(z), alone.rows(z), alone.sum(z)))
-    assert alone.own(3) == slice(0, 3)
+    group = process_group()
+    assert group == SINGLE
+    assert all(x is z for x in (group.gather(z), group.all_gather(z), group.sum(z)))
+    assert group.mean(z) == z.mean()
+    assert group.own(3) == slice(0, 3)
     assert torch.equal(distributed.all_gather_rows(z), z)
     assert not distributed.all_gather_rows(z).requires_grad
     total = distributed.all_reduce_sum(z)

@@ -1,4 +1,4 @@
-"""Processes: rank, exact gather, sums, averages. The only module that names ``torch.distributed``.
+"""Process groups: rank, exact gather, sums, averages. The only module that names torch.distributed.
 
 Every function works without a process group too, as one process.
 """
@@ -10,7 +10,114 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
+
+
+class Group(NamedTuple):
+    """A group of processes that share a batch, as many rows each, in rank order.
+
+    A function that takes a group is called by every process of it with that process's rows, and
+    computes with the rows of all. Its gradient is the adjoint: each process gets the gradient, in
+    its own rows, of the sum of all processes' losses. If all W processes compute the same loss,
+    this is W times the gradient of the loss, and the average over processes that distributed data
+    parallel takes of the parameters' gradients is the gradient of one process with the whole batch.
+    (A gather that returns only its own slice gives 1/W of it: footnote 1 of
+    https://arxiv.org/abs/2206.02574.)
+
+    Example:
+        >>> group = Group()  # one process, which has all rows
+        >>> group.rank, group.world_size
+        (0, 1)
+        >>> group.sum(torch.ones(2))
+        tensor([1., 1.])
+    """
+
+    rank: int = 0
+    """Number of this process in the group."""
+    world_size: int = 1
+    """Number of processes in the group."""
+    process_group: "dist.ProcessGroup | None" = None
+    """Group of ``torch.distributed``; None for one process."""
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Concatenate the rows of all processes in rank order.
+
+        Args:
+            x: Shape ``(n, ...)``, the same on every process (drop a smaller last batch).
+
+        Returns:
+            Shape ``(W n, ...)``; ``x`` itself with one process.
+        """
+        return x if self.world_size == 1 else _apply(_Gather, x, self)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum a tensor over processes; ``x`` itself with one process."""
+        return x if self.world_size == 1 else _apply(_Sum, x, self)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Average all entries of a tensor over all processes."""
+        return self.sum(x.mean()) / self.world_size
+
+    @torch.no_grad()
+    def all_gather(self, x: Tensor) -> Tensor:
+        """As :meth:`gather`, without gradient."""
+        if self.world_size == 1:
+            return x
+        gathered = x.new_empty(self.world_size * len(x), *x.shape[1:])
+        dist.all_gather_into_tensor(gathered, x.contiguous(), group=self.process_group)
+        return gathered
+
+    def own(self, rows: int) -> slice:
+        """Return where this process's ``rows`` are among the gathered rows."""
+        return slice(self.rank * rows, (self.rank + 1) * rows)
+
+
+SINGLE = Group()
+
+
+class _Gather(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return group.all_gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _apply(_SumOfOwnRows, grad, ctx.group), None
+
+
+class _SumOfOwnRows(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        own = x.new_empty(len(x) // group.world_size, *x.shape[1:])
+        dist.reduce_scatter_tensor(own, x.contiguous(), group=group.process_group)
+        return own
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _apply(_Gather, grad, ctx.group), None
+
+
+class _Sum(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return _all_reduce(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _apply(_Sum, grad, ctx.group), None
+
+
+def _apply(function: type[Function], x: Tensor, group: Group) -> Tensor:
+    result: Tensor = function.apply(x, group)
+    return result
+
+
+def _all_reduce(x: Tensor, group: Group) -> Tensor:
+    total = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=group.process_group)
+    return total
 
 
 def _initialized() -> bool:
@@ -18,7 +125,7 @@ def _initialized() -> bool:
 
 
 def rank() -> int:
-    """Return this process's number among :func:`world_size`; 0 without a process group."""
+    """Return the rank of this process; 0 without a process group."""
     return dist.get_rank() if _initialized() else 0
 
 
@@ -27,76 +134,22 @@ def world_size() -> int:
     return dist.get_world_size() if _initialized() else 1
 
 
-class _Gather(Function):
-    """All processes' rows; its gradient is the adjoint, a sum over processes of my rows' part."""
+def process_group(group: "dist.ProcessGroup | None" = None) -> Group:
+    """Return a group of processes; without ``torch.distributed``, one process.
 
-    @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        return processes().rows(z)
+    Args:
+        group: A group of ``torch.distributed`` that this process belongs to, as ``new_group``
+            makes it; by default the group of all processes.
 
-    @staticmethod
-    @once_differentiable  # autograd records no collective: its derivative would be lost
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        mine = grad.new_empty(len(grad) // world_size(), *grad.shape[1:])
-        dist.reduce_scatter_tensor(mine, grad.contiguous())
-        return mine
-
-
-class Processes(NamedTuple):
-    """The processes that share a batch: which one this is, and of how many.
-
-    Each holds as many of the batch's rows, in rank order. What computes with them is handed this,
-    and so is told whether the rows that it gets are the whole batch: one process has them all.
+    Raises:
+        ValueError: If this process does not belong to the group.
     """
-
-    rank: int = 0
-    world_size: int = 1
-
-    def gather(self, z: Tensor) -> Tensor:
-        r"""Concatenate the rows of all processes in rank order, with the exact gradient.
-
-        The backward pass sums over processes the gradient of this process's rows. If all W
-        processes compute the same loss on the gathered rows, that sum is W times the loss's
-        gradient, and the average over processes that distributed data parallel takes of the
-        parameters' gradients is the gradient of one process holding the whole batch. (A gather that
-        returns its own slice only gives 1/W of it: footnote 1 of https://arxiv.org/abs/2206.02574.)
-
-        Args:
-            z: Shape ``(N, ...)``; the same shape on every process (drop a smaller last batch).
-
-        Returns:
-            Shape ``(W N, ...)``; ``z`` itself with one process. With more it has a first derivative
-            only: a second one is an error.
-        """
-        if self.world_size == 1:
-            return z
-        gathered: Tensor = _Gather.apply(z)
-        return gathered
-
-    @torch.no_grad()
-    def rows(self, x: Tensor) -> Tensor:
-        """As :meth:`gather`, without gradient."""
-        if self.world_size == 1:
-            return x
-        gathered = x.new_empty(self.world_size * len(x), *x.shape[1:])
-        dist.all_gather_into_tensor(gathered, x.contiguous())
-        return gathered
-
-    def sum(self, x: Tensor) -> Tensor:
-        """Sum over processes, without gradient; ``x`` itself with one process."""
-        return x if self.world_size == 1 else all_reduce_sum(x)
-
-    def own(self, rows: int) -> slice:
-        """Where this process's ``rows`` are among all that are gathered."""
-        return slice(self.rank * rows, (self.rank + 1) * rows)
-
-
-ALONE = Processes()
-
-
-def processes() -> Processes:
-    """Return the processes of this run; one without a process group."""
-    return Processes(rank(), world_size())
+    if not _initialized():
+        return SINGLE
+    own = dist.get_rank(group)
+    if own < 0:
+        raise ValueError(f"Expected a group that has this process, rank {rank()}, but it has not.")
+    return Group(own, dist.get_world_size(group), group or dist.group.WORLD)
 
 
 @torch.no_grad()
@@ -109,12 +162,13 @@ def all_gather_rows(x: Tensor) -> Tensor:
     Returns:
         Shape ``(sum of the N, ...)``, without gradient.
     """
-    if world_size() == 1:
+    group = process_group()
+    if group.world_size == 1:
         return x.detach()
-    counts = processes().rows(torch.tensor([len(x)], device=x.device)).tolist()
+    counts = group.all_gather(torch.tensor([len(x)], device=x.device)).tolist()
     padded = x.new_zeros(max(counts), *x.shape[1:])
     padded[: len(x)] = x
-    chunks = processes().rows(padded).view(len(counts), *padded.shape)
+    chunks = group.all_gather(padded).view(len(counts), *padded.shape)
     return torch.cat([chunk[:count] for chunk, count in zip(chunks, counts, strict=True)])
 
 
@@ -128,15 +182,13 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     Returns:
         A new tensor, the same on every process.
     """
-    total = x.detach().clone(memory_format=torch.contiguous_format)
-    if world_size() > 1:
-        dist.all_reduce(total)
-    return total
+    group = process_group()
+    return x.detach().clone() if group.world_size == 1 else _all_reduce(x, group)
 
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its average over processes, in one message a dtype.
+    """Replace each gradient by its average over processes, in one message per dtype.
 
     For modules that are trained outside distributed data parallel, such as an online probe.
 

@@ -3,28 +3,19 @@
 import importlib
 import inspect
 import pkgutil
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from helpers import references
+from helpers.criteria_cases import EXPORTED, VARIANTS, build, make_views
 from torch import Tensor
 
 from duality_ssl import criteria
 from duality_ssl.criteria import Criterion, SimCLR, SpectralContrastive
+from duality_ssl.distributed import SINGLE, Group
+from duality_ssl.functional._kernels import dispatch
 
-EXPORTED = [
-    name
-    for name in criteria.__all__
-    if inspect.isclass(vars(criteria)[name])
-    and issubclass(vars(criteria)[name], Criterion)
-    and not inspect.isabstract(vars(criteria)[name])
-]
-VARIANTS = [
-    pytest.param(name, arguments, id="-".join([name, *map(str, arguments.values())]))
-    for name in EXPORTED
-    for arguments in references.CRITERIA.get(name, (None, [{}]))[1]
-]
 SHAPES = [
     pytest.param(2, 3, id="minimal"),
     pytest.param(9, 4, id="tall"),
@@ -33,20 +24,13 @@ SHAPES = [
 ]
 each_variant = pytest.mark.parametrize(("name", "arguments"), VARIANTS)
 each_shape = pytest.mark.parametrize(("n", "d"), SHAPES)
+in_each_form = pytest.mark.usefixtures("each_form")
 
 
-def build(name: str, arguments: dict[str, Any] | None = None) -> Criterion:
-    criterion: Criterion = vars(criteria)[name](**(arguments or {}))
-    return criterion
-
-
-def make_views(
-    n: int, d: int, noise: float = 0.5, dtype: torch.dtype = torch.float64, seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(n, d, dtype=torch.float64, generator=generator)
-    other = z + noise * torch.randn(n, d, dtype=torch.float64, generator=generator)
-    return z.to(dtype), other.to(dtype)
+@pytest.fixture(params=[2**62, 0], ids=["formula", "kernel"])
+def each_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The formulas and the kernels, whatever the shape."""
+    monkeypatch.setattr(dispatch, "SMALLEST", request.param)
 
 
 def value_and_gradients(
@@ -83,16 +67,18 @@ def reference_loss(criterion: Criterion, z1: Any, z2: Any) -> Any:
 
 @each_variant
 @each_shape
+@in_each_form
 def test_matches_float64_reference(name: str, arguments: dict[str, Any], n: int, d: int) -> None:
     criterion = build(name, arguments)
     z1, z2 = make_views(n, d)
     expected = reference_loss(criterion, z1.numpy(), z2.numpy())
     loss = criterion(z1, z2)["loss"]
     assert loss.dtype == torch.float64
-    assert loss.item() == pytest.approx(expected, rel=1e-10, abs=1e-12)
+    assert loss.item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
 @each_variant
+@in_each_form
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 30.0])
 @pytest.mark.parametrize(("n", "d"), [(7, 3), (3, 7)], ids=["tall", "wide"])
 def test_gradient_matches_float64_reference(
@@ -122,7 +108,7 @@ def test_float32_matches_float64_reference(name: str, n: int, d: int) -> None:
 
 
 @pytest.mark.parametrize("name", EXPORTED)
-@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0, 1e2, 1e4])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
 @pytest.mark.parametrize(("n", "d"), [(256, 512), (512, 256), (257, 256)], ids=str)
 def test_float32_is_accurate_at_size_with_near_duplicates(
     name: str, scale: float, n: int, d: int
@@ -137,28 +123,39 @@ def test_float32_is_accurate_at_size_with_near_duplicates(
         assert (ours.double() - exact).norm() < 5e-4 * exact.norm()
 
 
+each_side = pytest.mark.parametrize(
+    ("n", "d"), [(5, 3), (3, 5), (4, 4)], ids=["tall", "wide", "square"]
+)
+
+
 @each_variant
-@pytest.mark.parametrize(("n", "d"), [(6, 3), (3, 6)], ids=["tall", "wide"])
-def test_gradcheck(name: str, arguments: dict[str, Any], n: int, d: int) -> None:
+@each_side
+@in_each_form
+def test_derivatives_by_finite_differences(
+    name: str, arguments: dict[str, Any], n: int, d: int
+) -> None:
     criterion = build(name, arguments)
     views = tuple(z.requires_grad_() for z in make_views(n, d))
     assert torch.autograd.gradcheck(lambda *z: tuple(criterion(*z).values()), views)
+    assert torch.autograd.gradgradcheck(lambda *z: criterion(*z)["loss"], views)
+
+
+@each_variant
+@each_side
+@in_each_form
+def test_transforms_of_torch_func(name: str, arguments: dict[str, Any], n: int, d: int) -> None:
+    criterion = build(name, arguments)
+    z1, z2 = make_views(n, d)
+    _, expected, _ = value_and_gradients(criterion, z1, z2)
+    gradient = torch.func.grad(lambda *z: criterion(*z)["loss"])(z1, z2)
+    torch.testing.assert_close(gradient, expected)
+    losses = torch.vmap(criterion)(torch.stack([z1, z2]), torch.stack([z2, 2 * z1]))["loss"]
+    expected = torch.stack([criterion(z1, z2)["loss"], criterion(z2, 2 * z1)["loss"]])
+    torch.testing.assert_close(losses, expected)
 
 
 @pytest.mark.parametrize("name", EXPORTED)
-@pytest.mark.parametrize(("n", "d"), [(4, 2), (2, 4)], ids=["tall", "wide"])
-def test_second_derivative_is_refused_unless_it_is_right(name: str, n: int, d: int) -> None:
-    views = tuple(z.requires_grad_() for z in make_views(n, d))
-    criterion = build(name)
-    if name == "BarlowTwins" and n > d:  # the published form, by autograd
-        assert torch.autograd.gradgradcheck(lambda *z: criterion(*z)["loss"], views)
-        return
-    loss = criterion(*views)["loss"]
-    with pytest.raises(NotImplementedError, match="no second derivative"):
-        torch.autograd.grad(loss, views, create_graph=True)
-
-
-@pytest.mark.parametrize("name", EXPORTED)
+@in_each_form
 @pytest.mark.parametrize("autocast", [False, True], ids=["float64", "within autocast"])
 def test_compiles_into_one_graph(name: str, autocast: bool) -> None:
     torch.compiler.reset()
@@ -166,8 +163,13 @@ def test_compiles_into_one_graph(name: str, autocast: bool) -> None:
     compiled = torch.compile(criterion, backend="aot_eager", fullgraph=True)
     z1, z2 = make_views(4, 6)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        expected = value_and_gradients(criterion, z1, z2)
-        torch.testing.assert_close(value_and_gradients(compiled, z1, z2), expected)
+        expected, got = (
+            criterion(*(z.requires_grad_() for z in (z1, z2)))["loss"]
+            for criterion in (criterion, compiled)
+        )
+    torch.testing.assert_close(got, expected)
+    gradients = [torch.autograd.grad(loss, (z1, z2)) for loss in (got, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 @each_variant
@@ -224,12 +226,21 @@ def test_loss_is_the_weighted_sum_of_scalar_terms(name: str, arguments: dict[str
 
 
 @each_variant
-@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
-@pytest.mark.parametrize("batch", ["random", "duplicates", "all_equal", "zero_rows", "zeros"])
-@pytest.mark.parametrize(("n", "d"), [(16, 6), (6, 16)], ids=["tall", "wide"])
+@pytest.mark.parametrize(
+    ("batch", "scale"),
+    [
+        ("random", 1e-4),
+        ("zero_rows", 1e4),
+        ("duplicates", 1.0),
+        ("all_equal", 1.0),
+        ("zeros", 1.0),
+    ],
+)
+@in_each_form
 def test_value_and_gradient_are_finite(
-    name: str, arguments: dict[str, Any], scale: float, batch: str, n: int, d: int
+    name: str, arguments: dict[str, Any], batch: str, scale: float
 ) -> None:
+    n, d = 6, 16
     z1, z2 = (scale * z for z in make_views(n, d, dtype=torch.float32))
     if batch == "duplicates":
         z1, z2 = z1[torch.arange(n) // 2], z1[torch.arange(n) // 2]
@@ -247,6 +258,7 @@ def test_value_and_gradient_are_finite(
 
 
 @each_variant
+@in_each_form
 @pytest.mark.parametrize("offset", [1.0, 100.0])
 def test_equal_rows_are_not_spread_by_rounding(
     name: str, arguments: dict[str, Any], offset: float
@@ -275,17 +287,14 @@ def test_half_precision_is_computed_in_float32(name: str, dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("name", EXPORTED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("backward_inside", [False, True], ids=["outside", "inside"])
-def test_autocast_changes_nothing(name: str, dtype: torch.dtype, backward_inside: bool) -> None:
+@in_each_form
+def test_autocast_changes_nothing(name: str, dtype: torch.dtype) -> None:
     z1, z2 = make_views(8, 12, dtype=dtype)
     expected = value_and_gradients(build(name), z1, z2)
     z1, z2 = z1.requires_grad_(), z2.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         loss = build(name)(z1, z2)["loss"]
-        if backward_inside:
-            loss.backward()
-    if not backward_inside:
-        loss.backward()
+    loss.backward()
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert torch.equal(loss, expected[0])
     for z, grad in ((z1, expected[1]), (z2, expected[2])):
@@ -427,3 +436,29 @@ def test_gradient_does_not_reach_a_zero_row() -> None:
     assert grad1[3].abs().max() == 0
     assert grad1[0].abs().max() > 0
     assert grad2.isfinite().all()
+
+
+def test_a_criterion_of_ones_own_may_share_the_work_or_not() -> None:
+    class Whole(Criterion):
+        def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
+            return {"loss": (z1 * z2).sum()}
+
+    class Shared(Criterion):
+        def terms(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
+            return {"loss": group.sum((z1 * z2).sum()) * group.world_size}
+
+    class TwoProcesses(NamedTuple):
+        world_size: int = 2
+
+        def gather(self, z: Tensor) -> Tensor:
+            return torch.cat([z, z])
+
+        def sum(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    z1, z2 = make_views(3, 2)
+    one = (z1 * z2).sum()
+    assert Whole()(z1, z2)["loss"] == Shared()(z1, z2)["loss"] == one
+    group: Any = TwoProcesses()
+    torch.testing.assert_close(Whole()(z1, z2, group=group)["loss"], 2 * one)
+    torch.testing.assert_close(Shared()(z1, z2, group=group)["loss"], 4 * one)

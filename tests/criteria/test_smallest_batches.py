@@ -1,15 +1,13 @@
 """A batch of 2, embeddings of one dimension: everything works on them, or says that it does not."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from callbacks.test_numbers import fit, tiny
-from helpers import references
+from helpers.criteria_cases import EXPORTED, build
 from torch import nn
 
-from duality_ssl import criteria
 from duality_ssl.callbacks import (
     CollapseGuard,
     DualityMonitor,
@@ -19,27 +17,20 @@ from duality_ssl.callbacks import (
 )
 from duality_ssl.data import SSLDataModule
 
-VARIANTS = [
-    pytest.param(name, arguments, id="-".join([name, *map(str, arguments.values())]))
-    for name, (_, variants) in references.CRITERIA.items()
-    for arguments in variants
-]
 
-
-@pytest.mark.parametrize(("name", "arguments"), VARIANTS)
+@pytest.mark.parametrize("name", EXPORTED)
 @pytest.mark.parametrize("kind", ["random", "equal views", "equal rows", "zeros"])
-@pytest.mark.parametrize(("n", "d"), [(2, 1), (2, 2), (2, 64), (64, 1)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("n", "d"), [(2, 1), (2, 64), (64, 1)], ids=str)
 def test_a_criterion_works_on_the_smallest_batches_or_refuses(
-    name: str, arguments: dict[str, Any], kind: str, n: int, d: int, dtype: torch.dtype
+    name: str, kind: str, n: int, d: int
 ) -> None:
-    criterion = getattr(criteria, name)(**arguments)
+    criterion = build(name)
     z1, z2 = torch.randn(2, n, d, generator=torch.Generator().manual_seed(0))
     if kind == "equal views":
         z2 = z1
     elif kind != "random":
         z1 = z2 = (z1[:1] if kind == "equal rows" else 0 * z1[:1]).expand(n, d)
-    views = [z.to(dtype).clone().requires_grad_() for z in (z1, z2)]
+    views = [z.half().clone().requires_grad_() for z in (z1, z2)]
     if d < criterion.min_dimensions:
         with pytest.raises(ValueError, match=r"at least 2 dimension\(s\), but got D=1"):
             criterion(*views)
@@ -50,7 +41,7 @@ def test_a_criterion_works_on_the_smallest_batches_or_refuses(
     assert all(z.grad is not None and z.grad.isfinite().all() for z in views)
 
 
-@pytest.mark.parametrize("method", references.CRITERIA)
+@pytest.mark.parametrize("method", EXPORTED)
 @pytest.mark.parametrize(
     ("size", "projector", "told"),
     [

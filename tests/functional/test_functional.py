@@ -1,9 +1,10 @@
 """The maths: against loops, by finite differences, and its accuracy in float32."""
 
+import doctest
+import importlib
 import inspect
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -12,10 +13,10 @@ from helpers import references
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from duality_ssl import functional
-from duality_ssl.distributed import ALONE, Processes
-from duality_ssl.functional import _logsumexp, _products
-from duality_ssl.functional.terms import Normalization, Similarity
+from duality_ssl import criteria, functional
+from duality_ssl.distributed import SINGLE, Group
+from duality_ssl.functional._kernels import dispatch, logsumexp
+from duality_ssl.functional.logsumexp import Similarity
 
 SHAPES = [
     pytest.param(2, 2, id="minimal"),
@@ -27,6 +28,16 @@ SHAPES = [
 ]
 each_shape = pytest.mark.parametrize(("n", "d"), SHAPES)
 EPS = torch.finfo(torch.float32).eps
+FORMULA, KERNELS = 2**62, 0  # the smallest matrix that a kernel takes
+
+
+@pytest.fixture(params=[FORMULA, KERNELS], ids=["formula", "kernel"])
+def each_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The formula and the kernel, whatever the shape."""
+    monkeypatch.setattr(dispatch, "SMALLEST", request.param)
+
+
+in_each_form = pytest.mark.usefixtures("each_form")
 
 
 def signature(name: str) -> inspect.Signature:
@@ -39,6 +50,7 @@ def random(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64) ->
 
 
 @each_shape
+@in_each_form
 def test_criteria_match_their_definition(n: int, d: int) -> None:
     z = random(n, d)
     for name in ("sample_contrastive", "dimension_contrastive"):
@@ -56,34 +68,30 @@ def test_fourth_norms_match_their_definition(n: int, d: int) -> None:
     assert functional.norm_regularizer(z) == rows - columns
 
 
-@each_shape
-def test_grams_return_the_squared_norms_too(n: int, d: int) -> None:
-    z = random(n, d)
-    torch.testing.assert_close(_products.sample_gram(z)[1], z.square().sum(dim=1))
-    torch.testing.assert_close(_products.dimension_gram(z)[1], z.square().sum(dim=0))
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("similarity", ["cosine", "squared", "absolute"])
+@in_each_form
+def test_logsumexp_of_others(views: int, similarity: Similarity) -> None:
+    x = random(6, 4)
+    value = {"cosine": float, "squared": lambda p: p**2, "absolute": abs}[similarity]
+    lse = functional.logsumexp_of_others(x, 0.3, similarity, views)
+    for i in range(6):
+        others = [value((x[i] @ x[j]).item()) for j in range(6) if j // views != i // views]
+        expected = references.logsumexp([other / 0.3 for other in others])
+        assert lse[i].item() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("temperature", [0.1, 1.0])
-def test_offdiagonal_logsumexp(temperature: float) -> None:
-    s = random(5, 5)
-    before = s.clone()
-    values = functional.offdiagonal_logsumexp(s, temperature)
-    for i, value in enumerate(values.tolist()):
-        others = [s[i, j].item() / temperature for j in range(5) if j != i]
-        assert value == pytest.approx(references.logsumexp(others), rel=1e-12)
-    assert torch.equal(s, before)
-
-
-def test_offdiagonal_logsumexp_has_no_gradient_on_the_diagonal() -> None:
-    s = (1e4 * random(4, 4, dtype=torch.float32)).requires_grad_()
-    functional.offdiagonal_logsumexp(s).sum().backward()
-    assert s.grad is not None
-    assert s.grad.isfinite().all()
-    assert s.grad.diagonal().abs().max() == 0
-    torch.testing.assert_close(s.grad.sum(dim=1), torch.ones(4))
+@in_each_form
+def test_logsumexp_of_large_products_is_finite() -> None:
+    x = (1e4 * random(4, 4, dtype=torch.float32)).requires_grad_()
+    lse = functional.logsumexp_of_others(x)
+    (gradient,) = torch.autograd.grad(lse.sum(), x)
+    assert lse.isfinite().all()
+    assert gradient.isfinite().all()
 
 
 @each_shape
+@in_each_form
 @pytest.mark.parametrize("distortion", [0.2, 1.0])
 def test_coding_rate(n: int, d: int, distortion: float) -> None:
     z = random(n, d)
@@ -130,58 +138,35 @@ def test_rankme_of_a_device_without_float64() -> None:
     assert functional.rankme(z.as_subclass(_OnMPS)) == functional.rankme(z)
 
 
-@pytest.mark.parametrize("temperature", [None, 0.3], ids=["squares", "logsumexp"])
 @pytest.mark.parametrize(
-    ("n", "d"), [(9, 4), (4, 9), (5, 5), (2, 700), (700, 2)], ids=lambda size: str(size)
+    ("n", "d"), [(9, 4), (4, 9), (5, 5), (2, 70), (70, 2)], ids=lambda size: str(size)
 )
-def test_regularized_dimensions(n: int, d: int, temperature: float | None) -> None:
-    z1, z2 = 3 + random(n, d), random(n, d, 1)
-    invariance, variances, penalties = functional.regularized_dimensions(z1, z2, temperature)
-    assert invariance.item() == pytest.approx(((z1 - z2) ** 2).mean().item(), rel=1e-12)
-    for z, variance, penalty in zip((z1, z2), variances, penalties, strict=True):
-        assert variance.tolist() == pytest.approx(references.variances(z.numpy()), rel=1e-11)
-        hinge = functional.variance_hinge(variance).item()
-        assert hinge == pytest.approx(references.variance_hinge(z.numpy()), rel=1e-11)
-        if temperature is None:
-            expected = references.squared_covariance(z.numpy())
-            squared = functional.squared_covariance(z)
-            assert squared.item() == pytest.approx(expected, rel=1e-11, abs=1e-14)
-        else:
-            expected = references.covariance_logsumexp(z.numpy(), temperature)
-        assert penalty.item() == pytest.approx(expected, rel=1e-11, abs=1e-14)
+@in_each_form
+def test_covariances(n: int, d: int) -> None:
+    z = 3 + random(n, d)
+    variance = references.variances(z.numpy())
+    assert functional.variance(z).tolist() == pytest.approx(variance, rel=1e-11)
+    hinge = functional.variance_hinge(z).item()
+    assert hinge == pytest.approx(references.variance_hinge(z.numpy()), rel=1e-11)
+    squared = functional.squared_covariance(z).item()
+    expected = references.squared_covariance(z.numpy())
+    assert squared == pytest.approx(expected, rel=1e-11, abs=1e-14)
+    lse = functional.covariance_logsumexp(z, 0.3).item()
+    expected = references.covariance_logsumexp(z.numpy(), 0.3)
+    assert lse == pytest.approx(expected, rel=1e-11, abs=1e-14)
 
 
-@pytest.mark.parametrize(
-    ("n", "d"), [(9, 4), (4, 9), (2, 700), (700, 2)], ids=lambda size: str(size)
-)
-def test_regularized_samples(n: int, d: int) -> None:
-    z1, z2 = 3 + random(n, d), random(n, d, 1)
-    invariance, variances, penalties = functional.regularized_samples(z1, z2, 0.3)
-    assert invariance.item() == pytest.approx(((z1 - z2) ** 2).mean().item(), rel=1e-12)
-    for z, variance, penalty in zip((z1, z2), variances, penalties, strict=True):
-        rows = (z - z.mean(dim=0)).numpy()
-        assert variance.tolist() == pytest.approx(references.variances(rows.T), rel=1e-11)
-        products = rows @ rows.T / ((d - 1) * 0.3)
-        others = [[products[i, j] for j in range(n) if j != i] for i in range(n)]
-        expected = sum(references.logsumexp(row) for row in others) / n
-        assert penalty.item() == pytest.approx(expected, rel=1e-11)
+@pytest.mark.parametrize(("n", "d"), [(9, 4), (4, 9), (2, 70)], ids=lambda size: str(size))
+@in_each_form
+def test_sample_logsumexp(n: int, d: int) -> None:
+    z = 3 + random(n, d)
+    products = (z @ z.T / ((d - 1) * 0.3)).tolist()
+    others = [[products[i][j] for j in range(n) if j != i] for i in range(n)]
+    expected = sum(references.logsumexp(row) for row in others) / n
+    assert functional.sample_logsumexp(z, 0.3).item() == pytest.approx(expected, rel=1e-11)
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        functional.regularized_dimensions,
-        partial(functional.regularized_dimensions, temperature=0.3),
-        partial(functional.regularized_samples, temperature=0.3),
-    ],
-    ids=["squares", "logsumexp", "samples"],
-)
-@pytest.mark.parametrize(("n", "d"), [(6, 3), (3, 6), (4, 4)], ids=["tall", "wide", "square"])
-def test_gradients_of_regularized_views(function: Callable[..., Any], n: int, d: int) -> None:
-    inputs = tuple(z.requires_grad_() for z in (3 + random(n, d), random(n, d, 1)))
-    assert torch.autograd.gradcheck(function, inputs)
-
-
+@in_each_form
 @pytest.mark.parametrize(
     ("function", "normalization"),
     [
@@ -201,6 +186,7 @@ def test_normalizations(function: Callable[..., Tensor], normalization: str) -> 
 
 
 @pytest.mark.parametrize("offset", [1e-4, 1.0, 1e4])
+@in_each_form
 def test_constant_columns_and_mean_rows_become_zero(offset: float) -> None:
     """What rounding leaves of a constant must not be blown up to unit norm."""
     constant = offset * torch.rand(1, 300, generator=torch.Generator().manual_seed(0))
@@ -212,6 +198,7 @@ def test_constant_columns_and_mean_rows_become_zero(offset: float) -> None:
         assert gradient.abs().max() == 0
 
 
+@in_each_form
 def test_small_spread_about_a_large_mean_is_kept() -> None:
     z = (1 + 1e-4 * random(64, 8)).float()
     norms = functional.standardize_columns(z).norm(dim=0)
@@ -224,41 +211,6 @@ def test_project_to_ball_shortens_only_longer_rows() -> None:
     torch.testing.assert_close(projected, torch.tensor([[1.2, 1.6], [0.3, 0.4], [0.0, 0.0]]))
     (gradient,) = torch.autograd.grad(projected.sum(), z)
     torch.testing.assert_close(gradient[1:], torch.ones(2, 2))
-
-
-@pytest.mark.parametrize(("n", "d"), [(6, 3), (3, 6), (4, 4)], ids=["tall", "wide", "square"])
-@pytest.mark.parametrize(
-    "function",
-    [
-        _products.sample_gram,
-        _products.dimension_gram,
-        functional.cross_gram,
-        functional.cross_correlation,
-        functional.cross_gram_in_ball,
-        functional.contrast_logits,
-        functional.coding_rate,
-        functional.cosines_and_coding_rates,
-        functional.fourth_norms,
-    ],
-    ids=lambda function: function.__name__,
-)
-def test_gradients_by_finite_differences(function: Callable[..., Any], n: int, d: int) -> None:
-    parameters = inspect.signature(function).parameters.values()
-    matrices = [p for p in parameters if p.annotation is Tensor]
-    inputs = tuple(random(n, d, seed).requires_grad_() for seed in range(len(matrices)))
-    arguments = [0.2 for p in parameters if p.annotation is float]
-    assert torch.autograd.gradcheck(lambda *z: function(*z, *arguments), inputs)
-
-
-@pytest.mark.parametrize(("n", "d"), [(6, 3), (3, 6)], ids=["tall", "wide"])
-@pytest.mark.parametrize("name", ["sample_contrastive", "dimension_contrastive", "coding_rate"])
-def test_second_derivative_is_refused(name: str, n: int, d: int) -> None:
-    """Not silently wrong: the gradient that reaches these sums is a constant."""
-    z = random(n, d).requires_grad_()
-    arguments = (0.2,) if name == "coding_rate" else ()
-    value = getattr(functional, name)(functional.normalize_rows(z), *arguments)
-    with pytest.raises(NotImplementedError, match="create_graph=True"):
-        torch.autograd.grad(value, z, create_graph=True)
 
 
 class _LargestProduct(TorchDispatchMode):
@@ -274,6 +226,7 @@ class _LargestProduct(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("n", "d"), [(5, 200), (200, 5)], ids=["wide", "tall"])
+@in_each_form
 @pytest.mark.parametrize(
     "name",
     [
@@ -283,15 +236,14 @@ class _LargestProduct(TorchDispatchMode):
         "coding_rate",
         "rankme",
         "cross_gram",
-        "cross_gram_of_dimensions",
+        "cross_correlation",
     ],
 )
 def test_no_product_is_larger_than_the_smaller_side(name: str, n: int, d: int) -> None:
     z = random(n, d).requires_grad_()
     with _LargestProduct() as products:
-        if name.startswith("cross_gram"):
-            a = z.T if name.endswith("dimensions") else z
-            result = functional.cross_gram(a, a.detach())[0]
+        if name.startswith("cross"):
+            result = getattr(functional, name)(z, z.detach())[1]
         else:
             arguments = (0.2,) if name == "coding_rate" else ()
             result = getattr(functional, name)(z, *arguments)
@@ -412,14 +364,7 @@ def test_coding_rate_is_nan_where_the_factorisation_fails() -> None:
     assert gradient.isnan().any()
 
 
-SAMPLE_ARGUMENTS = {
-    int: 1,
-    float: 0.5,
-    float | None: 0.5,
-    Similarity: "squared",
-    Normalization: "embeddings",
-    Processes: ALONE,
-}
+SAMPLE_ARGUMENTS = {int: 1, float: 0.5, Similarity: "squared", Group: SINGLE}
 # Every public function that takes a tensor.
 OF_TENSORS = [
     name
@@ -428,10 +373,11 @@ OF_TENSORS = [
 ]
 
 
-def sample_arguments(name: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Positive square matrices where a tensor is wanted: they will do as variances too."""
+def sample_arguments(
+    name: str, dtype: torch.dtype = torch.float64, n: int = 6, d: int = 6
+) -> dict[str, Any]:
     return {
-        parameter.name: random(6, 6, seed, dtype).abs()
+        parameter.name: random(n, d, seed, dtype)
         if parameter.annotation is Tensor
         else SAMPLE_ARGUMENTS[parameter.annotation]
         for seed, parameter in enumerate(signature(name).parameters.values())
@@ -455,7 +401,10 @@ def test_every_public_name_is_listed() -> None:
 @pytest.mark.parametrize("name", OF_TENSORS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("by_keyword", [False, True], ids=["by position", "by keyword"])
-def test_functions_leave_autocast(name: str, dtype: torch.dtype, by_keyword: bool) -> None:
+def test_functions_leave_autocast(
+    name: str, dtype: torch.dtype, by_keyword: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "SMALLEST", KERNELS)
     function, arguments = getattr(functional, name), sample_arguments(name, dtype)
     full = torch.float64 if dtype == torch.float64 else torch.float32
     in_full = {k: v.to(full) if isinstance(v, Tensor) else v for k, v in arguments.items()}
@@ -467,31 +416,83 @@ def test_functions_leave_autocast(name: str, dtype: torch.dtype, by_keyword: boo
         assert torch.equal(ours, exact)
 
 
-def dense_logits(z1: Tensor, z2: Tensor, similarity: str) -> tuple[Tensor, Tensor]:
-    """The definition, on the whole matrix of unit rows of both views."""
-    h = torch.nn.functional.normalize(torch.cat([z1, z2]))
+DIFFERENTIABLE = [
+    name
+    for name in OF_TENSORS
+    if name not in ("rankme", "sample_contrastive_bounds", "dimension_contrastive_bounds")
+]
+each_differentiable = pytest.mark.parametrize("name", DIFFERENTIABLE)
+each_side = pytest.mark.parametrize(
+    ("n", "d"), [(5, 3), (3, 5), (4, 4)], ids=["tall", "wide", "square"]
+)
+
+
+def weighted_sum(results: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """One number that every entry counts in."""
+    return sum(
+        (torch.linspace(0.5, 1.5, max(1, x.numel())).to(x).view(x.shape) * x).sum()
+        for x in as_tuple(results)
+    )
+
+
+def scalar_function(name: str, n: int, d: int) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+    """One number from all that a function returns, and its tensors."""
+    arguments = sample_arguments(name, n=n, d=d)
+    tensors = {key: value for key, value in arguments.items() if isinstance(value, Tensor)}
+
+    def function(*z: Tensor) -> Tensor:
+        given = dict(zip(tensors, z, strict=True))
+        return weighted_sum(getattr(functional, name)(**arguments | given))
+
+    return function, tuple(tensors.values())
+
+
+@each_differentiable
+@each_side
+@in_each_form
+def test_derivatives_by_finite_differences(name: str, n: int, d: int) -> None:
+    function, tensors = scalar_function(name, n, d)
+    inputs = tuple(z.requires_grad_() for z in tensors)
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@each_differentiable
+@each_side
+def test_transforms_of_torch_func(
+    name: str, n: int, d: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "SMALLEST", KERNELS)
+    function, tensors = scalar_function(name, n, d)
+    inputs = tuple(z.clone().requires_grad_() for z in tensors)
+    (expected,) = torch.autograd.grad(function(*inputs), inputs[0])
+    torch.testing.assert_close(torch.func.grad(function)(*tensors), expected)
+    stacked = [torch.stack([z, 2 * z]) for z in tensors]
+    expected = torch.stack([function(*tensors), function(*(2 * z for z in tensors))])
+    torch.testing.assert_close(torch.vmap(function)(*stacked), expected)
+
+
+def dense_logits(h1: Tensor, h2: Tensor, similarity: str) -> tuple[Tensor, Tensor]:
+    """The definition, on the whole matrix of both views."""
+    h = torch.cat([h1, h2])
     value = {"cosine": lambda p: p, "squared": torch.square, "absolute": torch.abs}[similarity]
-    logits, n = value(h @ h.T), len(z1)
+    logits, n = value(h @ h.T) / 0.3, len(h1)
     same = torch.arange(2 * n) % n
     negatives = logits.masked_fill(same[:, None] == same, -torch.inf).logsumexp(dim=1)
-    return logits.diagonal(n), negatives.view(2, n)
+    return logits.diagonal(n), negatives.view(2, n).T
 
 
 @pytest.mark.parametrize("kept", [0, 2**24], ids=["computed anew", "kept"])
 @pytest.mark.parametrize("similarity", ["cosine", "squared", "absolute"])
-@pytest.mark.parametrize("n", [2, 512, 513, 1100], ids=lambda n: f"N={n}")
+@pytest.mark.parametrize("n", [2, 256, 257, 550], ids=lambda n: f"N={n}")
 def test_tiles_are_the_whole_matrix(
     n: int, similarity: Similarity, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_logsumexp, "_KEPT", kept)
+    monkeypatch.setattr(dispatch, "SMALLEST", KERNELS)
+    monkeypatch.setattr(logsumexp, "_KEPT", kept)
     views = tuple(random(n, 3, seed).requires_grad_() for seed in range(2))
-    weights = random(n, 3, 2)[:, 0], random(n, 2, 3).T
-
-    def value(logits: tuple[Tensor, Tensor]) -> Tensor:
-        return sum((w * x).sum() for w, x in zip(weights, logits, strict=True))
-
-    ours = value(functional.contrast_logits(*views, similarity=similarity))
-    whole = value(dense_logits(*views, similarity))
+    ours = weighted_sum(functional.contrast_logits(*views, 0.3, similarity))
+    whole = weighted_sum(dense_logits(*views, similarity))
     torch.testing.assert_close(ours, whole)
     for got, expected in zip(
         torch.autograd.grad(ours, views), torch.autograd.grad(whole, views), strict=True
@@ -501,17 +502,50 @@ def test_tiles_are_the_whole_matrix(
 
 @pytest.mark.parametrize("layout", ["rows", "columns"])
 @pytest.mark.parametrize("n", [3, 7, 1024], ids=lambda n: f"N={n}")
-def test_pieces_do_not_show(n: int, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However the views are cut, and however they lie in memory, value and gradient stay."""
-    functions = (functional.cross_correlation, functional.regularized_dimensions)
-    views = [random(n, 40, seed) for seed in range(2)]
+@pytest.mark.parametrize("name", ["squared_covariance", "variance", "standardize_columns"])
+def test_pieces_do_not_show(
+    name: str, n: int, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the embeddings are cut or lie in memory, value and gradient stay."""
+    z = random(n, 40)
     if layout == "columns":
-        views = [z.T.contiguous().T for z in views]
+        z = z.T.contiguous().T
     results = []
-    for cached in (1, 100, 2**30):
-        monkeypatch.setattr(_products, "_CACHED", cached)
-        inputs = [z.clone().requires_grad_() for z in views]
-        loss = sum(x.square().sum() for function in functions for x in function(*inputs))
-        results.append((loss, *torch.autograd.grad(loss, inputs)))
+    for smallest, cached in ((FORMULA, 1), (KERNELS, 1), (KERNELS, 100), (KERNELS, 2**30)):
+        monkeypatch.setattr(dispatch, "SMALLEST", smallest)
+        monkeypatch.setattr(dispatch, "_CACHED", cached)
+        x = z.clone().requires_grad_()
+        loss = weighted_sum(getattr(functional, name)(x))
+        results.append((loss, *torch.autograd.grad(loss, x)))
     for result in results[1:]:
         torch.testing.assert_close(result, results[0])
+
+
+def test_small_matrices_take_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    z = random(4, 9).requires_grad_()
+    assert "Kernel" not in type(functional.sample_gram(z).grad_fn).__name__
+    monkeypatch.setattr(dispatch, "SMALLEST", 36)
+    assert "Kernel" in type(functional.sample_gram(z).grad_fn).__name__
+
+
+@pytest.mark.parametrize("smallest", [FORMULA, KERNELS], ids=["formula", "kernel"])
+def test_a_missing_argument_is_named(smallest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "SMALLEST", smallest)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'temperature'"):
+        functional.covariance_logsumexp(random(3, 3))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "duality_ssl.distributed",
+        *sorted({getattr(criteria, name).__module__ for name in criteria.__all__}),
+        *sorted({getattr(functional, name).__module__ for name in functional.__all__}),
+    ],
+)
+def test_examples(module: str) -> None:
+    failed, attempted = doctest.testmod(
+        importlib.import_module(module), extraglobs={"torch": torch}
+    )
+    assert attempted > 0
+    assert failed == 0

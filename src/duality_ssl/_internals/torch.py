@@ -7,4 +7,14 @@ from torch import _foreach_addcmul_ as foreach_addcmul_
 from torch import _foreach_mul_ as foreach_mul_
 from torch import _foreach_norm as foreach_norm
 
-__all__ = ["foreach_add_", "foreach_addcmul_", "foreach_mul_", "foreach_norm"]
+# Whether `torch.func` wraps the tensors (vmap, grad, jacrev, ...), for which our kernels have no
+# rule: without it they fail there, instead of giving way to the formula.
+from torch._C import _are_functorch_transforms_active as are_transforms_active
+
+__all__ = [
+    "are_transforms_active",
+    "foreach_add_",
+    "foreach_addcmul_",
+    "foreach_mul_",
+    "foreach_norm",
+]

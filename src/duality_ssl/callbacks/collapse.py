@@ -15,7 +15,7 @@ from duality_ssl._internals.torch import foreach_norm
 from duality_ssl.batches import images_of
 from duality_ssl.callbacks.finite import StepFaults, step_faults
 from duality_ssl.callbacks.outputs import views
-from duality_ssl.distributed import all_reduce_sum, processes
+from duality_ssl.distributed import all_reduce_sum, process_group
 from duality_ssl.functional import normalize_rows, rankme
 from duality_ssl.runs.checkpoint import is_damaged
 
@@ -185,7 +185,7 @@ class CollapseGuard(Callback):
     ) -> None:
         known = images and images[0].ndim == 4
         if known and not hasattr(trainer.train_dataloader, "glance"):
-            self._look_at(trainer, processes().rows(images[0][:_LOOKED_AT]))
+            self._look_at(trainer, process_group().all_gather(images[0][:_LOOKED_AT]))
         if self._latest.shape[1] == 1:
             what = "the embeddings have one dimension: their direction is only a sign."
             self._act(trainer, "dimension", what)
@@ -216,7 +216,7 @@ class CollapseGuard(Callback):
                 steps = len(self._rates)
                 self._act(trainer, "rate", f"the learning rate was 0 in each of {steps} steps.")
             self._rates.clear()
-        z = processes().rows(self._latest)[: self.max_samples]
+        z = process_group().all_gather(self._latest)[: self.max_samples]
         growth, collapse = self._growth(z), self._collapse(z)
         if first:  # it only sets the norms to compare with
             return
@@ -257,7 +257,7 @@ class CollapseGuard(Callback):
         """Act on a step that was not finite; end the fit if it has damaged the weights."""
         self._strikes += 1
         names = getattr(trainer.train_dataloader, "names", None)
-        own = processes().own(len(step.images))
+        own = process_group().own(len(step.images))
         rows = [f"row {i}" for i in range(own.start, own.stop)]
         images = rows if names is None else names(step.batch_idx)
         what, remedy = step.culprit(images, pl_module)

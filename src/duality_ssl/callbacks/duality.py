@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from duality_ssl.callbacks.means import EpochMeans
 from duality_ssl.callbacks.outputs import views
-from duality_ssl.distributed import processes
+from duality_ssl.distributed import process_group
 from duality_ssl.functional import (
     column_fourth_norm_bounds,
     dimension_contrastive,
@@ -82,7 +82,7 @@ class DualityMonitor(Callback):
         """Measure the batch, where it is its turn."""
         if batch_idx % self.every_n_steps:
             return
-        everybodys = map(processes().rows, views(outputs, "embeddings", "training_step"))
+        everybodys = map(process_group().all_gather, views(outputs, "embeddings", "training_step"))
         terms = [duality_terms(z[: self.max_samples]) for z in everybodys]
         means = {
             f"duality/{name}": torch.stack([view[name] for view in terms]).mean()

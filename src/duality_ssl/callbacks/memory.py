@@ -9,11 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from duality_ssl import criteria
 from duality_ssl.criteria import Criterion
-
-# Similarities that are kept at most, and what the tiles that they are computed in take.
-_KEPT, _TILES = 2**24, 2**20
 
 
 class Estimate(NamedTuple):
@@ -47,8 +43,8 @@ def estimate(
 
     With P weights and, in each of B rows of two views, a hidden layer of w numbers kept twice (for
     the batch norm and for the layer after it): ``P (2 + state) + 2 B (sum of 2 w + D)`` numbers and
-    the criterion's, see `criterion_numbers`. Weights in lower precision, as autocast makes them,
-    count once more.
+    the criterion's, see :meth:`Criterion.memory`. Weights in lower precision, as autocast makes
+    them, count once more.
 
     Args:
         projector: Linear layers and what is between them, in order.
@@ -74,28 +70,10 @@ def estimate(
     n = batch_size * processes
     embeddings = 2 * n * d
     full = max(4, activation_bytes)  # criteria compute in float32 at least
-    extra = full * criterion_numbers(criterion, n, d)
+    extra = full * criterion.memory(n, d)
     extra += full * embeddings * (activation_bytes < full)
     extra += activation_bytes * embeddings * (processes > 1)
     return Estimate(count, weights, activations, extra)
-
-
-def criterion_numbers(criterion: Criterion, n: int, d: int) -> int:
-    """Numbers that a criterion holds beside its two inputs of shape ``(n, d)``.
-
-    About three times the inputs, and the Gram matrix of the smaller side; or, where a log-sum-exp
-    needs all similarities, one half of them (they are symmetric) as long as there is room for it.
-    """
-    pairs: dict[type[Criterion], int] = {  # a subclass before its base
-        criteria.SimCLR: (2 * n) ** 2 // 2,
-        criteria.DCL: (2 * n) ** 2 // 2,
-        criteria.VICRegCtr: n**2,  # of two views
-        criteria.VICRegExp: d**2,
-    }
-    kept = next((number for cls, number in pairs.items() if isinstance(criterion, cls)), None)
-    if kept is None:
-        return 3 * 2 * n * d + min(n, d) ** 2
-    return 3 * 2 * n * d + min(kept, _KEPT) + min(kept, _TILES)
 
 
 def free_memory(device: torch.device) -> int | None:

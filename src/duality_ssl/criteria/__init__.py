@@ -1,7 +1,7 @@
 """Criteria: ``criterion(z1, z2)`` of two ``(N, D)`` views gives ``"loss"`` and its named terms."""
 
 from duality_ssl.criteria.barlow_twins import BarlowTwins
-from duality_ssl.criteria.base import Criterion, ShardedCriterion
+from duality_ssl.criteria.base import Criterion
 from duality_ssl.criteria.coding_rate import TCR
 from duality_ssl.criteria.contrastive import DCL, SimCLR, SpectralContrastive
 from duality_ssl.criteria.vicreg import VICReg, VICRegCtr, VICRegExp
@@ -11,7 +11,6 @@ __all__ = [
     "TCR",
     "BarlowTwins",
     "Criterion",
-    "ShardedCriterion",
     "SimCLR",
     "SpectralContrastive",
     "VICReg",

@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from duality_ssl.criteria.base import ShardedCriterion, check_positive
-from duality_ssl.distributed import Processes
+from duality_ssl.criteria.base import Criterion, check_positive
+from duality_ssl.distributed import SINGLE, Group
 from duality_ssl.functional import cross_correlation
 
 
-class BarlowTwins(ShardedCriterion):
+class BarlowTwins(Criterion):
     r"""Cross-correlation of the views' dimensions, driven to the identity.
 
     .. math:: L = s \Bigl(\sum_j (1 - X_{jj})^2 + \lambda \sum_{i \ne j} X_{ij}^2\Bigr), \qquad
@@ -31,6 +31,11 @@ class BarlowTwins(ShardedCriterion):
         ValueError: If the weight is negative or the scale not positive.
 
     Reference: Zbontar et al., ICML 2021, eq. 1, https://arxiv.org/abs/2103.03230
+
+    Example:
+        >>> square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> BarlowTwins()(square, square)["loss"]  # the cross-correlation is the identity
+        tensor(0.)
     """
 
     def __init__(self, redundancy: float = 0.005, scale: float = 1.0) -> None:
@@ -40,9 +45,9 @@ class BarlowTwins(ShardedCriterion):
         self.redundancy = redundancy
         self.scale = scale
 
-    def sharded_terms(self, z1: Tensor, z2: Tensor, processes: Processes) -> dict[str, Tensor]:
-        """Compute the loss and its terms; see :meth:`Criterion.sharded_terms`."""
-        redundancy, diagonal = cross_correlation(z1, z2, processes)
+    def terms(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
+        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
+        diagonal, redundancy = cross_correlation(z1, z2, group)
         invariance = (1 - diagonal).square().sum()
         loss = self.scale * (invariance + self.redundancy * redundancy)
         return {"loss": loss, "invariance": invariance, "redundancy": redundancy}

@@ -3,19 +3,21 @@
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
-from duality_ssl.distributed import ALONE, Processes
+from duality_ssl.distributed import SINGLE, Group
 from duality_ssl.functional import full_precision
 
 
 class Criterion(nn.Module, ABC):
     """A loss of two views' embeddings; subclasses implement :meth:`terms`.
 
-    Where several processes share a batch each of them computes the whole of :meth:`terms`; a
-    :class:`ShardedCriterion` shares that work too.
+    By default each process of a group gathers the whole batch, with the exact gradient, and
+    computes all of :meth:`terms`. A subclass whose ``terms`` has a third parameter ``group`` is
+    called with this process's rows and the group instead, and shares the work; its terms are those
+    of the whole batch.
 
     Set ``criterion.check_finite = True`` to have a NaN or Inf from upstream raise a ``ValueError``
     that counts them. It is off by default because it waits for the device at every step.
@@ -23,10 +25,22 @@ class Criterion(nn.Module, ABC):
     Attributes:
         check_finite: Whether to look for NaN and Inf in the views.
         min_dimensions: Fewest dimensions that the criterion is defined for.
+
+    Example:
+        >>> class Distance(Criterion):
+        ...     def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
+        ...         return {"loss": (z1 - z2).square().mean()}
+        >>> Distance()(torch.zeros(2, 3), torch.ones(2, 3))
+        {'loss': tensor(1.)}
     """
 
     check_finite: bool = False
     min_dimensions: int = 1
+    _takes_group: bool = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls._takes_group = "group" in inspect.signature(cls.terms).parameters
 
     @abstractmethod
     def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
@@ -40,39 +54,42 @@ class Criterion(nn.Module, ABC):
             Scalars; ``"loss"`` is the weighted sum of the others.
         """
 
-    def sharded_terms(self, z1: Tensor, z2: Tensor, processes: Processes) -> dict[str, Tensor]:
-        """Compute the terms of all processes' rows; here, gather them first.
-
-        Args:
-            z1: This process's embeddings of the first view, shape ``(N, D)``, as for :meth:`terms`.
-            z2: Those of the second view.
-            processes: Those who have the batch's other rows.
-
-        Returns:
-            The scalars of :meth:`terms`, the same on every process; the average over processes of
-            their gradients is that of one process with the whole batch.
-        """
-        return self.terms(processes.gather(z1), processes.gather(z2))
-
-    def forward(self, z1: Tensor, z2: Tensor, processes: Processes = ALONE) -> dict[str, Tensor]:
+    def forward(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
         """Check the views and compute the terms in float32 (float64 for float64), autocast or not.
 
         Args:
             z1: Embeddings of the first view, shape ``(N, D)``, ``N >= 2``, of any floating dtype.
             z2: Embeddings of the second view, same shape and dtype; row i is the partner of row i.
-            processes: Who has the batch's other rows, as many each; by default these are all.
+            group: Processes that share the batch, with as many rows each; see
+                :func:`duality_ssl.distributed.process_group`. By default this process has all.
 
         Returns:
-            ``"loss"`` and the terms that it weighs, scalars, all with gradient.
+            ``"loss"`` and the terms that it weighs, scalars, all with gradient, the same on every
+            process; the average over processes of their gradients is that of one process with the
+            whole batch.
 
         Raises:
             ValueError: If the views are not two floating-point tensors of one shape (N, D) and
                 dtype with enough rows and columns or, with ``check_finite``, have a NaN or Inf.
         """
-        check_views(z1, z2, self.min_dimensions, processes.world_size)
+        check_views(z1, z2, self.min_dimensions, group.world_size)
         if self.check_finite:
             _check_finite(z1, z2)
-        return full_precision(self.sharded_terms)(z1, z2, processes)
+        terms: Callable[..., dict[str, Tensor]] = full_precision(self.terms)
+        if self._takes_group:
+            return terms(z1, z2, group)
+        return terms(group.gather(z1), group.gather(z2))
+
+    def memory(self, n: int, d: int) -> int:
+        """Estimate the numbers that a step holds beside its two inputs.
+
+        About three times the inputs, and the Gram matrix of the smaller side.
+
+        Args:
+            n: Samples of the batch.
+            d: Dimensions.
+        """
+        return 3 * 2 * n * d + min(n, d) ** 2
 
     def extra_repr(self) -> str:
         """Return the arguments of the criterion, for ``repr``."""
@@ -80,26 +97,14 @@ class Criterion(nn.Module, ABC):
         return ", ".join(f"{name}={getattr(self, name, '?')!r}" for name in names)
 
 
-class ShardedCriterion(Criterion):
-    """A criterion that no process computes the whole of; subclasses implement `sharded_terms`."""
-
-    def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
-        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
-        return self.sharded_terms(z1, z2, ALONE)
-
-    @abstractmethod
-    def sharded_terms(self, z1: Tensor, z2: Tensor, processes: Processes) -> dict[str, Tensor]:
-        """Compute the loss and its terms; see :meth:`Criterion.sharded_terms`."""
-
-
-def check_views(z1: Tensor, z2: Tensor, min_dimensions: int = 1, processes: int = 1) -> None:
+def check_views(z1: Tensor, z2: Tensor, min_dimensions: int = 1, world_size: int = 1) -> None:
     """Check that two views can be compared.
 
     Args:
         z1: Embeddings of the first view.
         z2: Embeddings of the second view.
         min_dimensions: Fewest columns.
-        processes: How many have as many rows each.
+        world_size: Number of processes that have as many rows each.
 
     Raises:
         ValueError: Unless both are tensors of one shape ``(N, D)`` with ``N >= 2`` and
@@ -116,7 +121,7 @@ def check_views(z1: Tensor, z2: Tensor, min_dimensions: int = 1, processes: int 
             "Expected `z1` and `z2` to share one floating-point dtype, but got "
             f"{z1.dtype} and {z2.dtype}."
         )
-    if len(z1) * processes < 2:
+    if len(z1) * world_size < 2:
         raise ValueError(f"Expected at least 2 samples to compare, but got N={len(z1)}.")
     if z1.shape[1] < min_dimensions:
         raise ValueError(
@@ -141,11 +146,11 @@ def check_positive(*, or_zero: bool = False, **arguments: float) -> None:
     """Check a criterion's numbers at construction.
 
     Args:
-        or_zero: Whether zero will do, as for the weight of a term.
-        **arguments: What was given, by the arguments' names.
+        or_zero: Whether zero is allowed, as for the weight of a term.
+        **arguments: Values by the names of the arguments.
 
     Raises:
-        ValueError: Unless every value is positive (or zero, where it may be) and finite.
+        ValueError: Unless every value is positive (or zero, where allowed) and finite.
     """
     for name, value in arguments.items():
         if not 0 <= value < math.inf or (value == 0 and not or_zero):
@@ -158,8 +163,8 @@ def check_choice(name: str, value: str, valid: Iterable[str]) -> None:
 
     Args:
         name: The argument's name, for the message.
-        value: What was given.
-        valid: What may be given.
+        value: Its value.
+        valid: Values that are allowed.
 
     Raises:
         ValueError: Unless the value is one of the valid ones; the message names them.

@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from duality_ssl.criteria.base import ShardedCriterion, check_positive
-from duality_ssl.distributed import Processes
-from duality_ssl.functional import cosines_and_coding_rates
+from duality_ssl.criteria.base import Criterion, check_positive
+from duality_ssl.distributed import SINGLE, Group
+from duality_ssl.functional import coding_rate, normalize_rows
 
 
-class TCR(ShardedCriterion):
+class TCR(Criterion):
     r"""Negative total coding rate of the views, and the cosine of their positives.
 
     .. math:: L = -\frac{R(z_1) + R(z_2)}{2} - \lambda \frac1N \sum_i \cos(z_{1,i}, z_{2,i}),
@@ -28,6 +28,11 @@ class TCR(ShardedCriterion):
 
     Reference: Li et al., *Neural manifold clustering and embedding*, 2022,
     https://arxiv.org/abs/2201.10000
+
+    Example:
+        >>> square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> TCR()(square, square)["invariance"].round(decimals=3)  # the views agree: minus the mean cosine
+        tensor(-1.)
     """
 
     def __init__(self, invariance: float = 100, distortion: float = 0.2) -> None:
@@ -37,9 +42,11 @@ class TCR(ShardedCriterion):
         self.invariance = invariance
         self.distortion = distortion
 
-    def sharded_terms(self, z1: Tensor, z2: Tensor, processes: Processes) -> dict[str, Tensor]:
-        """Compute the loss and its terms; see :meth:`Criterion.sharded_terms`."""
-        cosines, rate1, rate2 = cosines_and_coding_rates(z1, z2, self.distortion, processes)
-        invariance, rate = -cosines.mean(), (rate1 + rate2) / 2
+    def terms(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
+        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
+        h1, h2 = normalize_rows(z1), normalize_rows(z2)
+        invariance = -group.mean((h1 * h2).sum(dim=1))
+        rate1, rate2 = (coding_rate(h, self.distortion, group) for h in (h1, h2))
+        rate = (rate1 + rate2) / 2
         loss = self.invariance * invariance - rate
         return {"loss": loss, "invariance": invariance, "coding_rate": rate}

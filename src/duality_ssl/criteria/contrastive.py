@@ -1,21 +1,26 @@
 """Sample-contrastive criteria: SimCLR, DCL and spectral contrastive."""
 
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from duality_ssl.criteria.base import ShardedCriterion, check_choice, check_positive
-from duality_ssl.distributed import ALONE, Processes
-from duality_ssl.functional import contrast_logits, cross_gram_in_ball
-from duality_ssl.functional.terms import Normalization, Similarity
+from duality_ssl.criteria.base import Criterion, check_choice, check_positive
+from duality_ssl.distributed import SINGLE, Group
+from duality_ssl.functional import (
+    contrast_logits,
+    cross_gram,
+    normalize_centered_rows,
+    normalize_rows,
+    project_to_ball,
+    standardize_columns,
+)
+from duality_ssl.functional.logsumexp import Similarity, logsumexp_memory
 
-# The power of 1 / temperature that, in the norm of the embeddings, divides the similarities by the
-# temperature without a pass of their own.
-_POWERS: dict[Similarity, float] = {"cosine": 0.5, "squared": 0.25, "absolute": 0.5}
+Normalization = Literal["embeddings", "centered", "standardized"]
 
 
-class _PairContrast(ShardedCriterion):
+class _PairContrast(Criterion):
     """What SimCLR and DCL share: the logits of each sample's positive and of its negatives."""
 
     def __init__(
@@ -23,26 +28,39 @@ class _PairContrast(ShardedCriterion):
     ) -> None:
         super().__init__()
         check_positive(temperature=temperature)
-        check_choice("similarity", similarity, _POWERS)
+        check_choice("similarity", similarity, get_args(Similarity))
         check_choice("normalization", normalization, get_args(Normalization))
         self.temperature = temperature
         self.similarity = similarity
         self.normalization = normalization
 
-    def logits(self, z1: Tensor, z2: Tensor, processes: Processes = ALONE) -> tuple[Tensor, Tensor]:
-        """Compute the positives' logits and the negatives' log-sum-exp.
+    def normalize(self, z: Tensor, group: Group = SINGLE) -> Tensor:
+        """Normalise the rows or the dimensions of one view, shape ``(n, D)``."""
+        if self.normalization == "embeddings":
+            return normalize_rows(z)
+        if self.normalization == "centered":
+            return normalize_centered_rows(z, group=group)
+        n, d = group.world_size * len(z), z.shape[1]
+        return standardize_columns(z, (n / d) ** 0.5, group)
+
+    def logits(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> tuple[Tensor, Tensor]:
+        """Compute the logits of the positives and the log-sum-exps of the negatives.
 
         Args:
-            z1: Embeddings of the first view, shape ``(N, D)``.
-            z2: Embeddings of the second view, shape ``(N, D)``.
-            processes: Those who have the batch's other rows.
+            z1: Embeddings of the first view, shape ``(n, D)``, this process's rows of the batch.
+            z2: Embeddings of the second view, shape ``(n, D)``.
+            group: Processes that share the batch.
 
         Returns:
-            Similarity over temperature of the N positive pairs, shape ``(N,)``, and the
-            log-sum-exp over the ``2 N - 2`` negatives of both views' samples, shape ``(2, N)``.
+            Similarity over temperature of the positive pairs, shape ``(n,)``, and the log-sum-exp
+            over the ``2 N - 2`` negatives of each sample in both views, shape ``(n, 2)``.
         """
-        length = self.temperature ** -_POWERS[self.similarity]
-        return contrast_logits(z1, z2, length, self.similarity, self.normalization, processes)
+        h1, h2 = self.normalize(z1, group), self.normalize(z2, group)
+        return contrast_logits(h1, h2, self.temperature, self.similarity, group)
+
+    def memory(self, n: int, d: int) -> int:
+        """Estimate the numbers that a step holds; see :meth:`Criterion.memory`."""
+        return 5 * 2 * n * d + logsumexp_memory(2 * n)
 
 
 class SimCLR(_PairContrast):
@@ -71,6 +89,11 @@ class SimCLR(_PairContrast):
 
     Reference: Chen et al., ICML 2020, eq. 1, https://arxiv.org/abs/2002.05709; -sq and
     -abs: Garrido et al., ICLR 2023, proposition 3.2, https://arxiv.org/abs/2206.02574
+
+    Example:
+        >>> square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> SimCLR(temperature=1)(square, square)["invariance"].round(decimals=3)
+        tensor(-1.)
     """
 
     def __init__(
@@ -81,11 +104,11 @@ class SimCLR(_PairContrast):
     ) -> None:
         super().__init__(temperature, similarity, normalization)
 
-    def sharded_terms(self, z1: Tensor, z2: Tensor, processes: Processes) -> dict[str, Tensor]:
-        """Compute the loss and its terms; see :meth:`Criterion.sharded_terms`."""
-        positives, negatives = self.logits(z1, z2, processes)
-        invariance = -positives.mean()
-        contrast = torch.logaddexp(negatives, positives.expand_as(negatives)).mean()
+    def terms(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
+        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
+        positives, negatives = self.logits(z1, z2, group)
+        invariance = -group.mean(positives)
+        contrast = group.mean(torch.logaddexp(negatives, positives[:, None]))
         return {"loss": invariance + contrast, "invariance": invariance, "contrast": contrast}
 
 
@@ -108,6 +131,11 @@ class DCL(_PairContrast):
 
     Reference: Yeh et al., ECCV 2022, section 3, https://arxiv.org/abs/2110.06848; -sq and
     -abs: Garrido et al., ICLR 2023, proposition 3.2, https://arxiv.org/abs/2206.02574
+
+    Example:
+        >>> square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> DCL(temperature=1)(square, square)["contrast"]  # log(4 + 2 / e): cosines 0 and -1
+        tensor(1.5551)
     """
 
     def __init__(
@@ -118,14 +146,14 @@ class DCL(_PairContrast):
     ) -> None:
         super().__init__(temperature, similarity, normalization)
 
-    def sharded_terms(self, z1: Tensor, z2: Tensor, processes: Processes) -> dict[str, Tensor]:
-        """Compute the loss and its terms; see :meth:`Criterion.sharded_terms`."""
-        positives, negatives = self.logits(z1, z2, processes)
-        invariance, contrast = -positives.mean(), negatives.mean()
+    def terms(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
+        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
+        positives, negatives = self.logits(z1, z2, group)
+        invariance, contrast = -group.mean(positives), group.mean(negatives)
         return {"loss": invariance + contrast, "invariance": invariance, "contrast": contrast}
 
 
-class SpectralContrastive(ShardedCriterion):
+class SpectralContrastive(Criterion):
     r"""Spectral contrastive loss, on rows projected into a ball.
 
     .. math:: L = \frac{1}{\mu}\Bigl(-\frac{2}{N}\sum_i z_{1,i} \cdot z_{2,i}
@@ -145,6 +173,11 @@ class SpectralContrastive(ShardedCriterion):
 
     Reference: HaoChen et al., NeurIPS 2021, section 3.2 (the ball: its appendix on experiments),
     https://arxiv.org/abs/2106.04156
+
+    Example:
+        >>> square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> SpectralContrastive()(square, square)["loss"]  # -2 + 1/3: one of three is opposite
+        tensor(-1.6667)
     """
 
     def __init__(self, mu: float = 1.0) -> None:
@@ -152,10 +185,11 @@ class SpectralContrastive(ShardedCriterion):
         check_positive(mu=mu)
         self.mu = mu
 
-    def sharded_terms(self, z1: Tensor, z2: Tensor, processes: Processes) -> dict[str, Tensor]:
-        """Compute the loss and its terms; see :meth:`Criterion.sharded_terms`."""
-        squares, products = cross_gram_in_ball(z1, z2, self.mu**0.5, processes)
-        n = len(products)
-        invariance = -2 * products.mean() / self.mu
+    def terms(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
+        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
+        a, b = (project_to_ball(z, self.mu**0.5) for z in (z1, z2))
+        products, squares = cross_gram(a, b, group)
+        n = group.world_size * len(products)
+        invariance = -2 * group.mean(products) / self.mu
         contrast = squares / (n * (n - 1) * self.mu)
         return {"loss": invariance + contrast, "invariance": invariance, "contrast": contrast}

@@ -1,17 +1,21 @@
 """VICReg and the two criteria that turn it, step by step, into a contrastive one."""
 
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
-from duality_ssl.criteria.base import ShardedCriterion, check_positive
-from duality_ssl.distributed import Processes
+from duality_ssl.criteria.base import Criterion, check_positive
+from duality_ssl.distributed import SINGLE, Group
 from duality_ssl.functional import (
-    regularized_dimensions,
-    regularized_samples,
+    centered,
+    covariance_logsumexp,
+    sample_logsumexp,
+    squared_covariance,
     variance_hinge,
 )
+from duality_ssl.functional.logsumexp import logsumexp_memory
 
 
-class VICReg(ShardedCriterion):
+class VICReg(Criterion):
     r"""Variance, invariance and covariance of two views.
 
     .. math:: L = \lambda \frac{1}{ND}\|z_1 - z_2\|_F^2 + \mu \frac{v(z_1) + v(z_2)}{2}
@@ -37,6 +41,11 @@ class VICReg(ShardedCriterion):
         ValueError: If a weight is negative.
 
     Reference: Bardes et al., ICLR 2022, eq. 6, https://arxiv.org/abs/2105.04906
+
+    Example:
+        >>> square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> VICReg()(square, square)["loss"]  # uncorrelated, with a standard deviation over 1
+        tensor(0.)
     """
 
     def __init__(self, invariance: float = 25, variance: float = 25, covariance: float = 1) -> None:
@@ -48,10 +57,16 @@ class VICReg(ShardedCriterion):
         self.variance = variance
         self.covariance = covariance
 
-    def sharded_terms(self, z1: Tensor, z2: Tensor, processes: Processes) -> dict[str, Tensor]:
-        """Compute the loss and its terms; see :meth:`Criterion.sharded_terms`."""
-        invariance, variances, penalties = self.regularize(z1, z2, processes)
-        variance, covariance = variance_hinge(variances), penalties.sum()
+    def terms(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
+        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
+        variance = (variance_hinge(z1, group) + variance_hinge(z2, group)) / 2
+        covariance = squared_covariance(z1, group) + squared_covariance(z2, group)
+        invariance = group.mean(mse_loss(z1, z2))
+        return self._weighed(invariance, variance, covariance)
+
+    def _weighed(
+        self, invariance: Tensor, variance: Tensor, covariance: Tensor
+    ) -> dict[str, Tensor]:
         loss = (
             self.invariance * invariance + self.variance * variance + self.covariance * covariance
         )
@@ -61,12 +76,6 @@ class VICReg(ShardedCriterion):
             "variance": variance,
             "covariance": covariance,
         }
-
-    def regularize(
-        self, z1: Tensor, z2: Tensor, processes: Processes
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute the invariance, both views' variances, and the penalty of each view."""
-        return regularized_dimensions(z1, z2, processes=processes)
 
 
 class VICRegExp(VICReg):
@@ -88,6 +97,11 @@ class VICRegExp(VICReg):
         ValueError: If the temperature is not positive, or a weight is negative.
 
     Reference: Garrido et al., ICLR 2023, eq. 11-12, https://arxiv.org/abs/2206.02574
+
+    Example:
+        >>> square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> VICRegExp()(square, square)["loss"]  # the logarithm of e to the one covariance, 0
+        tensor(0.)
     """
 
     min_dimensions = 2
@@ -103,11 +117,17 @@ class VICRegExp(VICReg):
         check_positive(temperature=temperature)
         self.temperature = temperature
 
-    def regularize(
-        self, z1: Tensor, z2: Tensor, processes: Processes
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute the invariance, both views' variances, and the log-sum-exp of each view."""
-        return regularized_dimensions(z1, z2, self.temperature, processes)
+    def terms(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
+        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
+        variance = (variance_hinge(z1, group) + variance_hinge(z2, group)) / 2
+        lse1 = covariance_logsumexp(z1, self.temperature, group)
+        lse2 = covariance_logsumexp(z2, self.temperature, group)
+        invariance = group.mean(mse_loss(z1, z2))
+        return self._weighed(invariance, variance, lse1 + lse2)
+
+    def memory(self, n: int, d: int) -> int:
+        """Estimate the numbers that a step holds; see :meth:`Criterion.memory`."""
+        return 4 * 2 * n * d + 2 * logsumexp_memory(d)
 
 
 class VICRegCtr(VICRegExp):
@@ -133,6 +153,11 @@ class VICRegCtr(VICRegExp):
         ValueError: If the temperature is not positive, or a weight is negative.
 
     Reference: Garrido et al., ICLR 2023, eq. 13 and table 1, https://arxiv.org/abs/2206.02574
+
+    Example:
+        >>> square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> VICRegCtr()(square, square)["variance"]  # half of the samples have equal entries
+        tensor(0.4950)
     """
 
     def __init__(
@@ -144,8 +169,15 @@ class VICRegCtr(VICRegExp):
     ) -> None:
         super().__init__(invariance, variance, covariance, temperature)
 
-    def regularize(
-        self, z1: Tensor, z2: Tensor, processes: Processes
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute the invariance, both views' variances, and the log-sum-exp of each view."""
-        return regularized_samples(z1, z2, self.temperature, processes)
+    def terms(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
+        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
+        c1, c2 = centered(z1, group), centered(z2, group)
+        variance = group.mean((variance_hinge(c1.T) + variance_hinge(c2.T)) / 2)
+        lse1 = sample_logsumexp(c1, self.temperature, group)
+        lse2 = sample_logsumexp(c2, self.temperature, group)
+        invariance = group.mean(mse_loss(z1, z2))
+        return self._weighed(invariance, variance, lse1 + lse2)
+
+    def memory(self, n: int, d: int) -> int:
+        """Estimate the numbers that a step holds; see :meth:`Criterion.memory`."""
+        return 4 * 2 * n * d + 2 * logsumexp_memory(n)

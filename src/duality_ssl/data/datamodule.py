@@ -25,7 +25,7 @@ from duality_ssl.data.loader import BatchLoader, outlive_signals
 from duality_ssl.data.sampler import EvalBatches, TrainBatches, draw_subset
 from duality_ssl.data.sources import Folder, Split, create_source
 from duality_ssl.data.sources.base import Labels
-from duality_ssl.distributed import processes, world_size
+from duality_ssl.distributed import process_group, world_size
 
 _DEFAULT_VIEW = View()
 _SAME = ViewChanges()
@@ -218,7 +218,7 @@ class SSLDataModule(LightningDataModule):
         cropped = len(batch.images) > 1
         crops = batch.images if cropped else (batch.images[0],) * 2
         views = [
-            self._converted(augment(images, generator, cropped=cropped, processes=processes()))
+            self._converted(augment(images, generator, cropped=cropped, group=process_group()))
             for augment, images in zip(self._augmentations, crops, strict=True)
         ]
         self.host_seconds["augment"] += time.perf_counter() - started

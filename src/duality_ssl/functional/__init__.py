@@ -4,13 +4,16 @@ An embedding matrix is ``z`` of shape ``(N, D)``, one row a sample. Because
 :math:`\|z z^\top\|_F = \|z^\top z\|_F` and
 :math:`\det(I + c\,z z^\top) = \det(I + c\,z^\top z)`, no function here builds a ``D x D`` matrix
 where ``N < D``, nor an ``N x N`` one where ``D < N``. Value and gradient are those of the other
-side. The log-sum-exp of a matrix has no other side: it is taken in tiles.
+side. The log-sum-exp of a matrix has no other side: it is computed in tiles.
 
 Precision: every public function of a tensor leaves autocast and computes half precision in
 float32; float64 stays float64.
 
-Derivatives: what multiplies matrices by a backward pass of its own has a first derivative only, and
-says so when it is asked for a graph of it (``create_graph=True``).
+Each function is its formula. Where a faster or smaller form pays, a kernel of ``_kernels/`` stands
+in for it; under the transforms of ``torch.func`` and for a second derivative the formula is taken.
+
+Several processes: a function that takes a ``group`` gets this process's rows and computes with
+those of all; see :class:`duality_ssl.distributed.Group`.
 
 **The limit of the far side.** An off-diagonal sum that is computed on the other side is a
 difference of sums of squares, so its absolute error is about ``eps`` times the fourth-norm sums of
@@ -26,64 +29,72 @@ Source, unless said otherwise: Garrido et al., *On the duality between contrasti
 non-contrastive self-supervised learning*, ICLR 2023, https://arxiv.org/abs/2206.02574.
 """
 
-from duality_ssl.functional._products import full_precision
+from duality_ssl.functional.coding_rate import coding_rate
+from duality_ssl.functional.covariance import (
+    cross_correlation,
+    squared_covariance,
+    variance,
+    variance_hinge,
+)
 from duality_ssl.functional.duality import (
     column_fourth_norm_bounds,
-    dimension_contrastive,
     dimension_contrastive_bounds,
     fourth_norms,
     norm_regularizer,
     row_fourth_norm_bounds,
-    sample_contrastive,
     sample_contrastive_bounds,
 )
+from duality_ssl.functional.gram import (
+    cross_gram,
+    dimension_contrastive,
+    dimension_gram,
+    sample_contrastive,
+    sample_gram,
+)
+from duality_ssl.functional.logsumexp import (
+    contrast_logits,
+    covariance_logsumexp,
+    logsumexp_of_others,
+    sample_logsumexp,
+)
 from duality_ssl.functional.normalization import (
+    batch_mean,
     centered,
     normalize_centered_rows,
     normalize_rows,
     project_to_ball,
     standardize_columns,
 )
-from duality_ssl.functional.terms import (
-    coding_rate,
-    contrast_logits,
-    cosines_and_coding_rates,
-    cross_correlation,
-    cross_gram,
-    cross_gram_in_ball,
-    offdiagonal_logsumexp,
-    rankme,
-    regularized_dimensions,
-    regularized_samples,
-    squared_covariance,
-    variance_hinge,
-)
+from duality_ssl.functional.precision import full_precision
+from duality_ssl.functional.spectrum import rankme
 
 __all__ = [
+    "batch_mean",
     "centered",
     "coding_rate",
     "column_fourth_norm_bounds",
     "contrast_logits",
-    "cosines_and_coding_rates",
+    "covariance_logsumexp",
     "cross_correlation",
     "cross_gram",
-    "cross_gram_in_ball",
     "dimension_contrastive",
     "dimension_contrastive_bounds",
+    "dimension_gram",
     "fourth_norms",
     "full_precision",
+    "logsumexp_of_others",
     "norm_regularizer",
     "normalize_centered_rows",
     "normalize_rows",
-    "offdiagonal_logsumexp",
     "project_to_ball",
     "rankme",
-    "regularized_dimensions",
-    "regularized_samples",
     "row_fourth_norm_bounds",
     "sample_contrastive",
     "sample_contrastive_bounds",
+    "sample_gram",
+    "sample_logsumexp",
     "squared_covariance",
     "standardize_columns",
+    "variance",
     "variance_hinge",
 ]

@@ -1,32 +1,8 @@
-"""Section 3 of the paper: the two criteria and what lies between them."""
+"""Section 3 of the paper: what lies between the two criteria, and the bounds on it."""
 
 from torch import Tensor
 
-from duality_ssl.functional._products import dimension_gram, full_precision, sample_gram
-
-
-def sample_contrastive(z: Tensor) -> Tensor:
-    r"""Sample-contrastive criterion :math:`L_c = \sum_{i \ne j} (z_i \cdot z_j)^2` (section 3).
-
-    Args:
-        z: Embeddings of shape ``(N, D)``, of any norm.
-
-    Returns:
-        Scalar sum over the ordered pairs of samples, computed on the smaller side.
-    """
-    return sample_gram(z)[0]
-
-
-def dimension_contrastive(z: Tensor) -> Tensor:
-    r"""Dimension-contrastive criterion :math:`L_{nc} = \sum_{i \ne j} (z^\top z)_{ij}^2` (sec. 3).
-
-    Args:
-        z: Embeddings of shape ``(N, D)``, neither centred nor scaled here.
-
-    Returns:
-        Scalar sum over the ordered pairs of dimensions, computed on the smaller side.
-    """
-    return dimension_gram(z)[0]
+from duality_ssl.functional.precision import full_precision
 
 
 @full_precision
@@ -38,6 +14,10 @@ def fourth_norms(z: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Rows :math:`\sum_i \|z_{i,\cdot}\|^4` and columns :math:`\sum_j \|z_{\cdot,j}\|^4`, scalars.
+
+    Example:
+        >>> fourth_norms(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))  # 5^2 + 25^2 and 10^2 + 20^2
+        (tensor(650.), tensor(500.))
     """
     squares = z.square()
     return squares.sum(dim=1).square().sum(), squares.sum(dim=0).square().sum()
@@ -51,6 +31,10 @@ def norm_regularizer(z: Tensor) -> Tensor:
 
     Returns:
         Scalar :math:`\sum_i \|z_{i,\cdot}\|^4 - \sum_j \|z_{\cdot,j}\|^4`, of either sign.
+
+    Example:
+        >>> norm_regularizer(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))  # L_nc - L_c = 392 - 242
+        tensor(150.)
     """
     rows, columns = fourth_norms(z)
     return rows - columns
@@ -67,6 +51,10 @@ def column_fourth_norm_bounds(n: int, d: int, norm: float = 1.0) -> tuple[float,
 
     Returns:
         Lower bound (all columns of one norm, as in a constant matrix) and upper (one column only).
+
+    Example:
+        >>> column_fourth_norm_bounds(n=4, d=2)
+        (8.0, 16.0)
     """
     upper = n**2 * norm**4
     return upper / d, upper
@@ -82,6 +70,10 @@ def row_fourth_norm_bounds(n: int, d: int, norm: float = 1.0) -> tuple[float, fl
 
     Returns:
         Lower bound (all rows of one norm, as in a constant matrix) and upper (one row only).
+
+    Example:
+        >>> row_fourth_norm_bounds(n=4, d=2)
+        (1.0, 4.0)
     """
     return column_fourth_norm_bounds(d, n, norm)
 
@@ -97,6 +89,10 @@ def sample_contrastive_bounds(dimension: Tensor, n: int, d: int) -> tuple[Tensor
 
     Returns:
         Lower and upper bound of :math:`L_c`.
+
+    Example:
+        >>> sample_contrastive_bounds(torch.tensor(8.0), n=4, d=2)
+        (tensor(12.), tensor(20.))
     """
     lower, upper = column_fourth_norm_bounds(n, d)
     return dimension - n + lower, dimension - n + upper
@@ -112,5 +108,9 @@ def dimension_contrastive_bounds(sample: Tensor, n: int, d: int) -> tuple[Tensor
 
     Returns:
         Lower and upper bound of :math:`L_{nc}`.
+
+    Example:
+        >>> dimension_contrastive_bounds(torch.tensor(12.0), n=4, d=2)
+        (tensor(11.), tensor(14.))
     """
     return sample_contrastive_bounds(sample, d, n)

@@ -1,71 +1,49 @@
-"""What is done to rows and columns before their products are taken."""
+"""Centring, and rows or columns of one length."""
 
 import torch
 from torch import Tensor
 
-from duality_ssl.distributed import ALONE, Processes
-from duality_ssl.functional._products import full_precision
-from duality_ssl.functional._vectors import Normalize, Vectors, of_length
-
-# A shorter row has no direction: it normalises to zero, with zero gradient.
-_SHORTEST = 1e-12
-# The subtraction of a mean leaves about eps * |mean| of rounding noise, which must not be blown up
-# to unit norm: what is within this many eps of the mean counts as constant.
-_ROUNDING = 16.0
-
-
-def _noise(mean: Tensor) -> Tensor:
-    """Bound, per dimension, what rounding leaves of a constant after centring."""
-    return _ROUNDING * torch.finfo(mean.dtype).eps * mean.abs() + _SHORTEST
-
-
-def _matrix(x: Tensor, vectors: Vectors) -> Tensor:
-    """Write the vectors out; ``x`` is theirs with its history."""
-    result: Tensor = Normalize.apply(x, *vectors[1:])
-    return result
-
-
-def unit_rows(z: Tensor, length: float = 1.0) -> Vectors:
-    """Rows of one length; see :func:`normalize_rows`."""
-    return of_length(z, length, None, _SHORTEST)
-
-
-def unit_centered_rows(z: Tensor, length: float) -> Vectors:
-    """Rows of one length about their mean; see :func:`normalize_centered_rows`."""
-    mean = z.mean(dim=0)
-    return of_length(z, length, mean[None], torch.linalg.vector_norm(_noise(mean)))
-
-
-def unit_columns(z: Tensor, length: float = 1.0, processes: Processes = ALONE) -> Vectors:
-    """Centred columns of one length, the rows of ``z.T``; see :func:`standardize_columns`."""
-    mean = processes.sum(z.mean(dim=0)[:, None]) / processes.world_size
-    shortest = _noise(mean) * (len(z) * processes.world_size) ** 0.5
-    return of_length(z.T, length, mean, shortest, processes=processes)
-
-
-def batch_normalized(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns of mean 0 and variance 1, and which of them are constant, whose entries are noise."""
-    eps = torch.finfo(z.dtype).tiny  # batch norm without its epsilon, which must not be zero
-    h, mean, inverse = torch.native_batch_norm(z, None, None, None, None, True, 0.0, eps)
-    return h, 1 / inverse <= _noise(mean)
-
-
-def rows_in_ball(z: Tensor, radius: float) -> Vectors:
-    """Rows of at most a length; see :func:`project_to_ball`."""
-    return of_length(z, radius, None, radius, otherwise=1.0)
+from duality_ssl.distributed import SINGLE, Group
+from duality_ssl.functional._kernels import normalization as kernels
+from duality_ssl.functional._kernels.dispatch import accelerated
+from duality_ssl.functional.precision import SHORTEST, full_precision, rounding_noise
 
 
 @full_precision
-def centered(z: Tensor) -> Tensor:
+def centered(z: Tensor, group: Group = SINGLE) -> Tensor:
     """Subtract from each dimension its mean over the batch.
 
     Args:
-        z: Embeddings of shape ``(N, D)``.
+        z: Embeddings of shape ``(n, D)``, this process's rows of the batch.
+        group: Processes that share the batch.
 
     Returns:
-        Embeddings of shape ``(N, D)`` whose columns sum to zero.
+        Shape ``(n, D)``; the columns of the whole batch sum to zero.
+
+    Example:
+        >>> centered(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        tensor([[-1., -1.],
+                [ 1.,  1.]])
     """
-    return z - z.mean(dim=0)
+    return z - batch_mean(z, group)
+
+
+@full_precision
+def batch_mean(z: Tensor, group: Group = SINGLE) -> Tensor:
+    """Average each dimension over the batch.
+
+    Args:
+        z: Embeddings of shape ``(n, D)``, this process's rows of the batch.
+        group: Processes that share the batch.
+
+    Returns:
+        Shape ``(D,)``, the same on every process.
+
+    Example:
+        >>> batch_mean(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        tensor([2., 3.])
+    """
+    return group.sum(z.mean(dim=0)) / group.world_size
 
 
 @full_precision
@@ -74,42 +52,65 @@ def normalize_rows(z: Tensor, length: float = 1.0) -> Tensor:
 
     Args:
         z: Embeddings of shape ``(N, D)``.
-        length: The norm that the rows get.
+        length: Norm of the rows of the result.
 
     Returns:
         Shape ``(N, D)``. A row of norm 1e-12 or less becomes zero and gets zero gradient.
+
+    Example:
+        >>> normalize_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
     """
-    return _matrix(z, unit_rows(z.detach(), length))
+    return _of_length(z, length, z.new_tensor(SHORTEST), dim=1)
 
 
 @full_precision
-def normalize_centered_rows(z: Tensor, length: float = 1.0) -> Tensor:
+def normalize_centered_rows(z: Tensor, length: float = 1.0, group: Group = SINGLE) -> Tensor:
     """Centre each dimension over the batch, then scale each row to norm ``length`` (SimCLR A).
 
     Args:
-        z: Embeddings of shape ``(N, D)``.
-        length: The norm that the rows get.
+        z: Embeddings of shape ``(n, D)``, this process's rows of the batch.
+        length: Norm of the rows of the result.
+        group: Processes that share the batch.
 
     Returns:
-        Shape ``(N, D)``. A row that is the mean but for rounding becomes zero, with zero gradient.
+        Shape ``(n, D)``. A row that equals the mean but for rounding becomes zero, with zero
+        gradient.
+
+    Example:
+        >>> normalize_centered_rows(torch.tensor([[1.0, 2.0], [7.0, 10.0]]))
+        tensor([[-0.6000, -0.8000],
+                [ 0.6000,  0.8000]])
     """
-    return _matrix(z, unit_centered_rows(z.detach(), length))
+    mean = batch_mean(z, group)
+    shortest = torch.linalg.vector_norm(rounding_noise(mean.detach()))
+    return _of_length(z - mean, length, shortest, dim=1)
 
 
 @full_precision
-def standardize_columns(z: Tensor, length: float = 1.0) -> Tensor:
+@accelerated(kernels.standardize_columns, kernels.standardize_columns_gradient, on=kernels.takes)
+def standardize_columns(z: Tensor, length: float = 1.0, group: Group = SINGLE) -> Tensor:
     r"""Centre each dimension over the batch, then scale it to norm ``length`` (Barlow Twins).
 
     Args:
-        z: Embeddings of shape ``(N, D)``.
-        length: The norm that the columns get; :math:`\sqrt N` is a biased standard deviation of 1
-            (batch norm without its epsilon), :math:`\sqrt{N/D}` the paper's SimCLR B.
+        z: Embeddings of shape ``(n, D)``, this process's rows of the batch.
+        length: Norm of the columns of the result; :math:`\sqrt N` is a biased standard deviation of
+            1 (batch norm without its epsilon), :math:`\sqrt{N/D}` the paper's SimCLR B.
+        group: Processes that share the batch.
 
     Returns:
-        Shape ``(N, D)``. A dimension that is constant but for rounding becomes zero, with zero
+        Shape ``(n, D)``. A dimension that is constant but for rounding becomes zero, with zero
         gradient.
+
+    Example:
+        >>> standardize_columns(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+        tensor([[-0.7071,  0.0000],
+                [ 0.7071,  0.0000]])
     """
-    return _matrix(z.T, unit_columns(z.detach(), length)).T
+    mean = batch_mean(z, group)
+    shortest = rounding_noise(mean.detach()) * (group.world_size * len(z)) ** 0.5
+    return _of_length(z - mean, length, shortest, dim=0, group=group)
 
 
 @full_precision
@@ -122,5 +123,31 @@ def project_to_ball(z: Tensor, radius: float) -> Tensor:
 
     Returns:
         Shape ``(N, D)``, all rows of norm at most ``radius``.
+
+    Example:
+        >>> project_to_ball(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), 1.0)
+        tensor([[0.6000, 0.8000],
+                [0.3000, 0.4000]])
     """
-    return _matrix(z, rows_in_ball(z.detach(), radius))
+    return _of_length(z, radius, z.new_tensor(radius), dim=1, otherwise=1.0)
+
+
+def _of_length(
+    x: Tensor,
+    length: float,
+    shortest: Tensor,
+    dim: int,
+    otherwise: float = 0.0,
+    group: Group | None = None,
+) -> Tensor:
+    """Scale the vectors along ``dim`` to one length.
+
+    A vector of norm ``shortest`` or less is multiplied by ``otherwise``: 0 makes both the vector
+    and its gradient zero, where an epsilon in the denominator would divide the gradient by epsilon.
+    ``group`` are the processes that have the other entries of the vectors.
+    """
+    norms = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    if group is not None and group.world_size > 1:
+        norms = group.sum(norms.square()).sqrt()
+    longer = norms > shortest
+    return x * torch.where(longer, length / torch.where(longer, norms, 1.0), otherwise)

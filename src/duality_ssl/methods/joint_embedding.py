@@ -17,7 +17,7 @@ from torch import Tensor
 from duality_ssl._internals.lightning import has_sync_batchnorm
 from duality_ssl.batches import one_view, two_views
 from duality_ssl.criteria import Criterion
-from duality_ssl.distributed import processes
+from duality_ssl.distributed import process_group
 from duality_ssl.methods import optimization
 from duality_ssl.methods.signature import init_with_criterion_arguments
 from duality_ssl.methods.strategy import check_processes, check_strategy
@@ -168,7 +168,7 @@ class JointEmbedding(LightningModule):
         else:
             h1, h2 = self(x1), self(x2)
             z1, z2 = self.projector(h1), self.projector(h2)
-        terms = self.criterion(z1, z2, processes())
+        terms = self.criterion(z1, z2, group=process_group())
         self.log("train/loss", terms["loss"], prog_bar=True, batch_size=len(labels))
         parts = {f"train/{name}": term for name, term in terms.items() if name != "loss"}
         self.log_dict(parts, batch_size=len(labels))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from duality_ssl.distributed import processes
+from duality_ssl.distributed import process_group
 
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -90,7 +90,7 @@ class SyncBatchNorm(nn.Module):
         full = x if x.dtype == torch.float64 else x.float()
         across = [0, *range(2, x.ndim)]
         own = torch.stack(torch.var_mean(full, across, correction=0))
-        everyone = processes()
+        everyone = process_group()
         variances, means = everyone.gather(own[None]).unbind(1)  # (W, C) each
         mean = means.mean(0)
         variance = variances.mean(0) + means.var(0, correction=0)

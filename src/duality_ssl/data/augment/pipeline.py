@@ -12,7 +12,7 @@ from duality_ssl.data.augment.spatial import (
     resized_crop,
 )
 from duality_ssl.data.augment.view import Draws, View
-from duality_ssl.distributed import ALONE, Processes
+from duality_ssl.distributed import SINGLE, Group
 
 
 class Augmentation:
@@ -40,7 +40,7 @@ class Augmentation:
         generator: torch.Generator,
         *,
         cropped: bool = False,
-        processes: Processes = ALONE,
+        group: Group = SINGLE,
     ) -> Tensor:
         """Draw for the batch of all processes, and apply what is drawn for this one's images.
 
@@ -54,8 +54,8 @@ class Augmentation:
             What one process with the whole batch makes of these images.
         """
         size = None if cropped else (images.shape[2], images.shape[3])
-        draws = self.view.draw(processes.world_size * len(images), generator, size)
-        return self.apply(images, draws[processes.own(len(images))])
+        draws = self.view.draw(group.world_size * len(images), generator, size)
+        return self.apply(images, draws[group.own(len(images))])
 
     @torch.no_grad()
     def apply(self, images: Tensor, draws: Draws) -> Tensor:

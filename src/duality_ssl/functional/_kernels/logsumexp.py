@@ -1,0 +1,140 @@
+"""Log-sum-exp of a matrix of similarities that never exists as a whole.
+
+The matrix of all products is symmetric: its upper triangle is computed in tiles that fit a cache,
+each used for its rows and for its columns. The backward pass takes the same tiles again: they are
+kept where all of them are few, and computed anew where they are not, so that memory grows with the
+number of vectors and not with its square. Processes that all have all vectors share the tiles.
+
+The softmax of a contrastive loss by tiles is known: Cheng et al., *Breaking the Memory Barrier*,
+2024, https://arxiv.org/abs/2410.17243, for two modalities on GPUs; here for every similarity, one
+view or two, rows or columns, any device.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from duality_ssl.distributed import Group
+
+_KEPT = 2**24
+"""Products that are kept: 64 MiB in float32; below it memory is cheaper than a second product."""
+
+
+class Similarity(NamedTuple):
+    """From a product to its similarity, elementwise."""
+
+    value: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor], Tensor] | None
+    """None for 1."""
+    degree: int
+    """Similarities of vectors c times as long are ``c ** (2 * degree)`` times as large."""
+
+
+SIMILARITIES = {
+    "cosine": Similarity(torch.clone, None, 1),
+    "squared": Similarity(torch.square, lambda products: 2 * products, 2),
+    "absolute": Similarity(torch.abs, torch.sign, 1),
+}
+
+
+def logsumexp_of_others(
+    x: Tensor, temperature: float, similarity: str, views: int, group: Group
+) -> tuple[Tensor, Sequence[Tensor]]:
+    form = SIMILARITIES[similarity]
+    keep = len(x) ** 2 <= 2 * _KEPT * group.world_size
+    lse, kept = x.new_full((len(x),), -torch.inf), []
+    for rows, columns in _tiles(x, views, group):
+        products = _products(x, rows, columns, temperature, form)
+        logits = _logits(products, rows == columns, views, form)
+        _add_exps(lse[rows], logits, 1)
+        if rows != columns:
+            _add_exps(lse[columns], logits, 0)
+        if keep:
+            kept.append(products)
+    if group.world_size > 1:
+        lse = group.all_gather(lse[None]).logsumexp(dim=0)
+    return lse, [lse, *kept]
+
+
+def logsumexp_of_others_gradient(
+    grad: Tensor,
+    x: Tensor,
+    saved: Sequence[Tensor],
+    temperature: float,
+    similarity: str,
+    views: int,
+    group: Group,
+) -> Tensor:
+    """Return this process's part of the gradient; the gather that gave it ``x`` adds the parts."""
+    lse, *kept = saved
+    form, grad, result = SIMILARITIES[similarity], group.sum(grad), torch.zeros_like(x)
+    for index, (rows, columns) in enumerate(_tiles(x, views, group)):
+        products = kept[index] if kept else _products(x, rows, columns, temperature, form)
+        logits = _logits(products, rows == columns, views, form)
+        weights = (logits - lse[rows, None]).exp_().mul_(grad[rows, None])
+        # A product differs from its mirror image by rounding, which an exponential would magnify:
+        # each softmax is taken from the same logits as its log-sum-exp.
+        if rows == columns:
+            weights = weights + weights.T
+        else:
+            weights += logits.sub_(lse[columns]).exp_().mul_(grad[columns])
+        if form.derivative is not None:
+            weights *= form.derivative(products)
+        scale = _scale(temperature, form)
+        result[rows].addmm_(weights, x[columns], alpha=scale)
+        if rows != columns:
+            result[columns].addmm_(weights.T, x[rows], alpha=scale)
+    return result
+
+
+def memory(vectors: int) -> int:
+    """Estimate the numbers that forward and backward pass hold beside the vectors and gradients."""
+    triangle = vectors**2 // 2
+    return min(triangle, 2**20) + (triangle if triangle <= _KEPT else 0)
+
+
+def _tiles(x: Tensor, views: int, group: Group) -> list[tuple[slice, slice]]:
+    """Tiles of the upper triangle of all products, this process's share of them.
+
+    They are nearly square: 512 wide, so that two of them fit a cache and the half of a diagonal
+    tile that is computed in vain is little; wider on an accelerator, which they have to fill.
+    """
+    samples = len(x) // views
+    cuts = -(-len(x) // (512 if x.device.type == "cpu" else 4096))
+    if group.world_size > 1:  # so that each has as many tiles, on the diagonal and off it
+        multiple = 2 * group.world_size
+        cuts = -(-cuts // multiple) * multiple
+    cuts = min(cuts, samples)
+    edges = [samples * cut // cuts * views for cut in range(cuts + 1)]
+    parts = [slice(*edge) for edge in itertools.pairwise(edges)]
+    on_diagonal = [(part, part) for part in parts]
+    tiles = [*on_diagonal, *itertools.combinations(parts, 2)]
+    return tiles[group.rank :: group.world_size]
+
+
+def _scale(temperature: float, form: Similarity) -> float:
+    """What the products are multiplied by, so that their similarities are over the temperature."""
+    return temperature ** (-1 / form.degree)
+
+
+def _products(
+    x: Tensor, rows: slice, columns: slice, temperature: float, form: Similarity
+) -> Tensor:
+    scale = _scale(temperature, form)  # by the product itself, without a pass over the tile
+    return torch.addmm(x.new_zeros(()), x[rows], x[columns].T, beta=0, alpha=scale)
+
+
+def _logits(products: Tensor, on_diagonal: bool, views: int, form: Similarity) -> Tensor:
+    """Similarities over the temperature, with -inf where a sample meets itself in any view."""
+    logits = form.value(products)
+    if on_diagonal:
+        samples = len(logits) // views
+        logits.view(samples, views, samples, views).diagonal(dim1=0, dim2=2).fill_(-torch.inf)
+    return logits
+
+
+def _add_exps(lse: Tensor, logits: Tensor, dim: int) -> None:
+    lse.copy_(torch.logaddexp(lse, logits.logsumexp(dim)))

@@ -1,0 +1,136 @@
+"""Log-sum-exps of similarities: of samples in one view or two, and of dimensions."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from duality_ssl.distributed import SINGLE, Group
+from duality_ssl.functional._kernels import logsumexp as kernels
+from duality_ssl.functional._kernels.dispatch import accelerated
+from duality_ssl.functional._kernels.logsumexp import memory as logsumexp_memory
+from duality_ssl.functional.normalization import centered
+from duality_ssl.functional.precision import full_precision
+
+__all__ = [
+    "Similarity",
+    "contrast_logits",
+    "covariance_logsumexp",
+    "logsumexp_memory",
+    "logsumexp_of_others",
+    "sample_logsumexp",
+]
+
+Similarity = Literal["cosine", "squared", "absolute"]
+
+
+@full_precision
+@accelerated(kernels.logsumexp_of_others, kernels.logsumexp_of_others_gradient)
+def logsumexp_of_others(
+    x: Tensor,
+    temperature: float = 1.0,
+    similarity: Similarity = "cosine",
+    views: int = 1,
+    group: Group = SINGLE,
+) -> Tensor:
+    r"""Log-sum-exp of each vector with the others, :math:`\log\sum_{j \ne i} e^{s(x_i, x_j)/\tau}`.
+
+    Args:
+        x: Vectors of shape ``(K, M)``, the same on every process; with two views the two vectors of
+            a sample follow each other.
+        temperature: :math:`\tau`.
+        similarity: From a product :math:`p = x_i \cdot x_j` to s: ``cosine`` :math:`p` (of unit
+            vectors), ``squared`` :math:`p^2`, ``absolute`` :math:`|p|`.
+        views: Vectors of each sample, which are not among its others.
+        group: Processes that share the work; each passes all vectors, by :meth:`Group.gather`.
+
+    Returns:
+        Shape ``(K,)``; a sum over the others, not a mean. Large matrices are computed in tiles:
+        from 4,096 or 5,792 vectors on memory grows with K, not with its square.
+
+    Example:
+        >>> logsumexp_of_others(torch.eye(3))  # two others with a product of 0: log 2
+        tensor([0.6931, 0.6931, 0.6931])
+    """
+    logits = kernels.SIMILARITIES[similarity].value(x @ x.T) / temperature
+    sample = torch.arange(len(x), device=x.device) // views
+    return logits.masked_fill(sample[:, None] == sample, -torch.inf).logsumexp(dim=1)
+
+
+@full_precision
+def contrast_logits(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float = 1.0,
+    similarity: Similarity = "cosine",
+    group: Group = SINGLE,
+) -> tuple[Tensor, Tensor]:
+    r"""Logit of each positive pair, and the log-sum-exp of each sample's negatives in both views.
+
+    Args:
+        z1: Normalised embeddings of the first view, shape ``(n, D)``, this process's rows of the
+            batch.
+        z2: Those of the second view.
+        temperature: :math:`\tau`; a logit is a similarity over it.
+        similarity: ``cosine``, ``squared`` or ``absolute``; see :func:`logsumexp_of_others`.
+        group: Processes that share the batch.
+
+    Returns:
+        Logits of this process's pairs, shape ``(n,)``, and the log-sum-exp over the ``2 N - 2``
+        others in both views, without the sample itself and its partner, shape ``(n, 2)``.
+
+    Example:
+        >>> contrast_logits(torch.eye(2), torch.eye(2))  # two negatives with a cosine of 0
+        (tensor([1., 1.]), tensor([[0.6931, 0.6931],
+                [0.6931, 0.6931]]))
+    """
+    positives = kernels.SIMILARITIES[similarity].value((z1 * z2).sum(dim=1)) / temperature
+    both = group.gather(torch.stack([z1, z2], dim=1))  # (N, 2, D)
+    lse = logsumexp_of_others(both.flatten(0, 1), temperature, similarity, 2, group)
+    return positives, lse.view(-1, 2)[group.own(len(z1))]
+
+
+@full_precision
+def covariance_logsumexp(z: Tensor, temperature: float, group: Group = SINGLE) -> Tensor:
+    r"""VICReg-exp's term of one view, :math:`\frac1D\sum_i\log\sum_{j \ne i} e^{C_{ij}/\tau}`.
+
+    Args:
+        z: Embeddings of shape ``(n, D)``, this process's rows of the batch, ``N = W n >= 2``.
+        temperature: :math:`\tau`.
+        group: Processes that share the batch.
+
+    Returns:
+        Scalar, a mean over dimensions; the covariance C of the centred embeddings is over
+        ``N - 1``. An exponential has no second side: it takes C with ``N < D`` too, in tiles.
+
+    Source: equation 12.
+
+    Example:
+        >>> covariance_logsumexp(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), temperature=1.0)
+        tensor(2.)
+    """
+    vectors = group.gather(centered(z, group))
+    return logsumexp_of_others(vectors.T, (len(vectors) - 1) * temperature, group=group).mean()
+
+
+@full_precision
+def sample_logsumexp(z: Tensor, temperature: float, group: Group = SINGLE) -> Tensor:
+    r"""VICReg-ctr's term, :math:`\frac1N\sum_i\log\sum_{j \ne i} e^{z_i \cdot z_j/((D - 1)\tau)}`.
+
+    Args:
+        z: Embeddings of shape ``(n, D)``, this process's rows of the batch, ``D >= 2``; VICReg-ctr
+            centres their dimensions before. Not centred here.
+        temperature: :math:`\tau`.
+        group: Processes that share the batch.
+
+    Returns:
+        Scalar, a mean over samples.
+
+    Source: equation 13 and table 1.
+
+    Example:
+        >>> sample_logsumexp(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), temperature=1.0)
+        tensor(11.)
+    """
+    vectors = group.gather(z)
+    return logsumexp_of_others(vectors, (z.shape[1] - 1) * temperature, group=group).mean()
