@@ -1,39 +1,70 @@
-"""Loggers that a run goes on with: what came after its checkpoint is logged once, not twice."""
+"""Loggers of a run: after a resume each row is logged once, and a user's loggers are added."""
 
 import csv
+import inspect
 import io
 import math
+import pkgutil
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from duality_ssl.files import write_atomically
 
 
-class RunCSVLogger(CSVLogger):
-    """Writes ``metrics.csv``, and goes on with one that is there.
+def run_loggers(run: Path, named: Sequence[Mapping[str, Any]] = ()) -> list[Logger]:
+    """The loggers of a fit: TensorBoard and CSV in its folder, and those that the user names.
 
-    A kill leaves whole rows but for the last, which is dropped; a new column is added to a copy of
-    the file, which takes its place.
+    Args:
+        run: Folder of the run.
+        named: The user's loggers, each a ``class_path`` with its ``init_args``.
+    """
+    place: dict[str, Any] = {"save_dir": run.parent.parent, "name": run.parent.name}
+    place["version"] = run.name
+    tensorboard = RunTensorBoardLogger(**place, default_hp_metric=False)
+    return [tensorboard, RunCSVLogger(**place), *named_loggers(run, named)]
+
+
+def named_loggers(run: Path, named: Sequence[Mapping[str, Any]]) -> list[Logger]:
+    """The loggers that the user names; a ``save_dir`` left at its default is below the run's."""
+    return [_build(each, run) for each in named]
+
+
+def _build(logger: Mapping[str, Any], run: Path) -> Logger:
+    cls = pkgutil.resolve_name(logger["class_path"])
+    arguments = {**logger.get("init_args", {}), **logger.get("dict_kwargs", {})}
+    save_dir = inspect.signature(cls).parameters.get("save_dir")
+    if save_dir is not None and arguments.get("save_dir", save_dir.default) == save_dir.default:
+        arguments["save_dir"] = str(run / (save_dir.default or ""))
+    built: Logger = cls(**arguments)
+    return built
+
+
+class RunCSVLogger(CSVLogger):
+    """Writes ``metrics.csv``, and appends to one that exists.
+
+    After a kill the last row may be cut off; it is dropped. A new column is added to a copy of the
+    file, which takes its place.
     """
 
     @property
     def rows(self) -> int:
-        """Rows in the file, with those that wait to be written."""
+        """Rows in the file and in the buffer."""
         return self.experiment.rows + len(self.experiment.metrics)
 
     @rank_zero_only
     def go_on(self, step: int, rows: int | None = None) -> None:
-        """Drop what a run will log again.
+        """Drop the rows that a resumed run will log again.
 
         Args:
-            step: Steps that the run had taken at its checkpoint: later rows are dropped.
-            rows: Rows that the file had then; None if nobody knows.
+            step: Steps of the checkpoint: later rows are dropped.
+            rows: Rows of the file at the checkpoint; None if unknown.
         """
         self.experiment.cut(step, rows)
 
@@ -61,7 +92,7 @@ class _Writer(ExperimentWriter):
         super().save()
 
     def cut(self, step: float, rows: int | None) -> None:
-        """Keep the first rows, as far as they are of earlier steps."""
+        """Keep the first rows, up to the given step."""
         self.save()
         path = Path(self.metrics_file_path)
         if not path.is_file():
@@ -90,13 +121,13 @@ class _Writer(ExperimentWriter):
 
 
 class RunTensorBoardLogger(TensorBoardLogger):
-    """Has TensorBoard leave out what a run that was interrupted has logged again."""
+    """Has TensorBoard hide what an interrupted run has logged again."""
 
     @rank_zero_only
     def go_on(self, step: int, rows: int | None = None) -> None:
-        """Hide what is there of this step and later ones, as ``purge_step`` does.
+        """Hide the points of this step and later ones, as ``purge_step`` does.
 
-        Lightning opens the file before it reads the checkpoint.
+        ``purge_step`` itself is needed before Lightning reads the checkpoint.
         """
         from tensorboard.compat.proto.event_pb2 import (  # type: ignore[import-untyped]
             Event,
