@@ -9,7 +9,7 @@ import yaml
 
 from duality_ssl import methods
 from duality_ssl.cli import main
-from duality_ssl.cli.arguments import method_names
+from duality_ssl.cli.command import method_names
 from duality_ssl.data import SSLDataModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"

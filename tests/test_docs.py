@@ -31,7 +31,7 @@ from PIL import Image
 
 from duality_ssl import methods
 from duality_ssl.cli import main
-from duality_ssl.cli.arguments import method_names
+from duality_ssl.cli.command import method_names
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -19,33 +19,9 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from duality_ssl import __version__
-from duality_ssl.callbacks import (
-    BackboneWriter,
-    BestCheckpoint,
-    ChangedValues,
-    CollapseGuard,
-    DualityMonitor,
-    FeatureWriter,
-    GuardError,
-    LastCheckpoint,
-    OfflineEvaluation,
-    OnlineKNN,
-    OnlineLinearProbe,
-    Preemption,
-    RankMe,
-    RunProgress,
-    RunSummary,
-    StepSeed,
-    ViewGrid,
-)
+from duality_ssl import __version__, callbacks
 from duality_ssl.callbacks.memory import MemoryEstimate
-from duality_ssl.cli.config_files import (
-    CommandLine,
-    check_groups,
-    dump_config,
-    read_run_config,
-)
+from duality_ssl.cli.config_files import CommandLine
 from duality_ssl.cli.messages import (
     explain,
     no_method,
@@ -59,9 +35,17 @@ from duality_ssl.methods import JointEmbedding
 from duality_ssl.methods.strategy import LostProcessError, check_strategy, one_for_all
 from duality_ssl.registry import imports_as_before, limit_imports
 from duality_ssl.runs.checkpoint_io import AtomicCheckpointIO
+from duality_ssl.runs.config import check_groups, dump_run_config, read_run_config
 from duality_ssl.runs.folder import RunFolder, read_checkpoint, run_of, runs_folder
 from duality_ssl.runs.loggers import named_loggers, run_loggers
-from duality_ssl.runs.resume import LAST, Options, Resume, find_checkpoint, resolve_resume
+from duality_ssl.runs.resume import (
+    LAST,
+    Options,
+    Resume,
+    find_checkpoint,
+    flatten,
+    resolve_resume,
+)
 
 _DESCRIPTION = """\
 Self-supervised image pretraining: contrastive and non-contrastive methods under one roof.
@@ -75,24 +59,24 @@ What a method takes: duality-ssl fit --model.help VICReg; all the rest: duality-
 
 _SUBCOMMANDS = {
     "fit": "Pretrain, watch the probes, write runs/EXPERIMENT/METHOD/version_N.",
-    "validate": "Print the metrics of a checkpoint: its online probes and RankMe.",
+    "validate": "Print the metrics of a checkpoint: its online probes and callbacks.RankMe.",
     "test": "Evaluate frozen features offline; write evaluation.json beside the checkpoint.",
     "predict": "Write features and labels to features.npz beside the checkpoint.",
 }
 
 _CALLBACKS = {
-    "probe": OnlineLinearProbe,
-    "knn": OnlineKNN,
-    "rankme": RankMe,
-    "duality": DualityMonitor,
-    "guard": CollapseGuard,
-    "views": ViewGrid,
-    "preemption": Preemption,
-    "last_checkpoint": LastCheckpoint,
-    "best_checkpoint": BestCheckpoint,
-    "backbone": BackboneWriter,
-    "evaluation": OfflineEvaluation,
-    "features": FeatureWriter,
+    "probe": callbacks.OnlineLinearProbe,
+    "knn": callbacks.OnlineKNN,
+    "rankme": callbacks.RankMe,
+    "duality": callbacks.DualityMonitor,
+    "guard": callbacks.CollapseGuard,
+    "views": callbacks.ViewGrid,
+    "preemption": callbacks.Preemption,
+    "last_checkpoint": callbacks.LastCheckpoint,
+    "best_checkpoint": callbacks.BestCheckpoint,
+    "backbone": callbacks.BackboneWriter,
+    "evaluation": callbacks.OfflineEvaluation,
+    "features": callbacks.FeatureWriter,
 }
 
 # options whose 0 the Trainer takes for a run without a step, or divides by
@@ -154,6 +138,11 @@ class Command(LightningCLI):
     def options(self) -> Namespace:
         """The options of the subcommand."""
         return self.config[self.config.subcommand]
+
+    @property
+    def folder(self) -> Path:
+        """Where the runs of this experiment and method are."""
+        return runs_folder(flatten(self.options.as_dict()))
 
     # ----------------------------------------------------------------------------------------------
     # Options
@@ -245,7 +234,7 @@ class Command(LightningCLI):
                 sys.exit(0)
             self.checkpoint = self.resume.checkpoint.path if self.resume.checkpoint else None
         else:
-            self.checkpoint = find_checkpoint(given, lambda: runs_folder(self.options.as_dict()))
+            self.checkpoint = find_checkpoint(given, lambda: self.folder)
             read_checkpoint(self.checkpoint, of_fit=False)
         run = self.resume.run or (run_of(self.checkpoint) if self.checkpoint else None)
         self.config = parser.parse_args(self.line.over(load(run) if run else None))
@@ -264,12 +253,12 @@ class Command(LightningCLI):
             model.init_args.in_channels = create_source(data.source, data.root).channels
         if self.subcommand != "fit" and self.checkpoint is None:
             rank_zero_warn("Without --ckpt_path the network is untrained: its weights are random.")
-        self.run_config = dump_config(self.options_parser, options)
+        self.run_config = dump_run_config(self.options_parser, options)
         # the folder of a run is known later, and a logger may write as soon as it is built
         named = options.trainer.logger
         self.logs = named is not False and not options.trainer.fast_dev_run
-        named = [] if isinstance(named, bool | None) or not self.logs else named
-        self.named = [each.as_dict() for each in (named if isinstance(named, list) else [named])]
+        listed = named if isinstance(named, list) else [named]
+        self.named = [each.as_dict() for each in listed if isinstance(each, Namespace)]
         options.trainer.logger = False
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -287,27 +276,24 @@ class Command(LightningCLI):
         if settings["enable_checkpointing"] is False:
             without |= {"last_checkpoint", "best_checkpoint"}
         named = settings["callbacks"] or []
-        callbacks: list[Callback] = [*(named if isinstance(named, list) else [named])]
-        callbacks += [options[key] for key in _CALLBACKS if key not in without]
+        chosen: list[Callback] = [*(named if isinstance(named, list) else [named])]
+        chosen += [options[key] for key in _CALLBACKS if key not in without]
         if fits:
-            callbacks += [StepSeed(), ChangedValues(), MemoryEstimate()]
+            chosen += [callbacks.StepSeed(), callbacks.ChangedValues(), MemoryEstimate()]
         if fits and self.logs:
-            callbacks = [self._run_folder(), *callbacks, LearningRateMonitor("step")]
-        elif self.named and self.logs:
-            run = (
-                run_of(self.checkpoint) if self.checkpoint else runs_folder(self.options.as_dict())
-            )
+            chosen = [self._run_folder(), *chosen, LearningRateMonitor("step")]
+        elif self.named and self.logs:  # the other commands log to what the user names
+            run = run_of(self.checkpoint) if self.checkpoint else self.folder
             settings["logger"] = named_loggers(run, self.named)
+        quiet = settings["enable_progress_bar"] is False
         # last: what comes after it counts as waiting for data
-        callbacks.append(
-            RunSummary() if settings["enable_progress_bar"] is False else RunProgress()
-        )
+        chosen.append(callbacks.RunSummary() if quiet else callbacks.RunProgress())
         plugins = settings["plugins"]
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             settings["plugins"] = [*filter(None, plugins), AtomicCheckpointIO()]
         try:
-            return Trainer(**settings | {"callbacks": callbacks})
+            return Trainer(**settings | {"callbacks": chosen})
         except (ImportError, TypeError, ValueError, MisconfigurationException) as error:
             hint = " On a machine without a GPU take -c configs/hardware/cpu.yaml."
             no_gpu = "No supported gpu" in str(error)
@@ -315,7 +301,7 @@ class Command(LightningCLI):
 
     def _run_folder(self) -> RunFolder:
         return RunFolder(
-            runs_folder(self.options.as_dict()),
+            self.folder,
             self.run_config,
             self.resume.run,
             self.resume.checkpoint,
@@ -378,7 +364,7 @@ def main(args: Sequence[str] | None = None) -> None:
         sentence = sentence_of(error)
         if sentence is None or _debugging():
             raise
-        codes = {LostProcessError: 1, GuardError: 3}
+        codes = {LostProcessError: 1, callbacks.GuardError: 3}
         line = f"{sentence} (DUALITY_SSL_DEBUG=1 shows the traceback.)"
         refuse(line, code=codes.get(type(error), 2))
 

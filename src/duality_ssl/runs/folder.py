@@ -44,10 +44,10 @@ class Checkpoint(NamedTuple):
 
 
 def runs_folder(options: Mapping[str, Any]) -> Path:
-    """Where the runs of these options are, ``runs/EXPERIMENT/METHOD``."""
-    experiment = options["experiment"] or options["data"]["source"]
-    method = options["model"]["class_path"].rpartition(".")[2]
-    return Path(options["trainer"]["default_root_dir"]) / experiment / method
+    """Where the runs of these options are, ``runs/EXPERIMENT/METHOD``; by their dotted names."""
+    experiment = options["experiment"] or options["data.source"]
+    method = options["model.class_path"].rpartition(".")[2]
+    return Path(options["trainer.default_root_dir"]) / experiment / method
 
 
 def versions(folder: Path) -> list[Path]:

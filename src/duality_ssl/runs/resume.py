@@ -1,4 +1,4 @@
-"""What a fit resumes: decided here, before anything is built, whatever way it was asked for."""
+"""What a fit resumes: decided here, before anything is built, however it was asked for."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,21 +22,24 @@ LAST = "last"
 
 Options = dict[str, Any]
 Changes = dict[str, tuple[Any, Any]]
-_MISSING = object()
 
-# of the model and the data, what changes rounding, places, speed or messages only
+_DECIDING = (
+    "seed_everything",
+    *("trainer.precision", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm"),
+)
+# of the method and the data, what changes places, speed or rounding only
 _INCIDENTAL = {
     *("model.channels_last", "model.compile", "model.in_channels"),
     *("model.optimizer.lr", "model.optimizer.weight_decay"),  # replaced by the method's
     *("data.batch_size", "data.download", "data.num_workers", "data.on_bad_image"),
     *("data.predict_split", "data.probe_root", "data.root", "data.seed"),
 }
-_PRECISIONS = {None: "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true"}
-_HELD = {"model.base_lr", "model.weight_decay"}  # by the checkpoint's optimizer
+_PRECISIONS = {"None": "32-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+_IN_OPTIMIZER = ("model.base_lr", "model.weight_decay")
 
 
 class Resume(NamedTuple):
-    """How a fit starts; without an argument as a new run from scratch."""
+    """How a fit starts; by default as a new run from scratch."""
 
     run: Path | None = None
     """Folder to resume in; None for a new version."""
@@ -45,7 +48,7 @@ class Resume(NamedTuple):
     complete: bool = False
     """Whether nothing is left to do."""
     note: str = ""
-    """The decision in a sentence; empty where there was nothing to decide."""
+    """The decision in a sentence; empty where there was none to take."""
 
 
 def resolve_resume(
@@ -55,15 +58,15 @@ def resolve_resume(
 ) -> Resume:
     """Decide which run a fit resumes, and from which checkpoint.
 
-    A run is resumed in its own folder if what the user says now contradicts none of the values
-    that decided its result (`deciding_values`). Otherwise a new version starts: from scratch if
-    ``given`` is ``"last"`` and no run fits, from the checkpoint if ``given`` names one.
+    A run is resumed in its own folder unless what the user says now contradicts a value that
+    decided its result (`deciding_values`) or the global batch. ``"last"`` takes the newest such run
+    of the experiment and method; if there is none, a new version starts from scratch. From a
+    checkpoint whose run is contradicted, or of another experiment or method, a new version starts.
 
     Args:
         given: ``"last"``, the path of a checkpoint, or the folder of a run.
-        load: Reads the options of a run from its folder; None if it has no ``config.yaml``.
-        merge: Puts the options that the user gives now over those of a run, or over the defaults
-            for None.
+        load: Reads the options of a run from its folder; None if it has no config.
+        merge: Puts what the user says now over the options of a run, or over the defaults for None.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
@@ -71,80 +74,19 @@ def resolve_resume(
     """
     if given == LAST:
         return _resume_last(load, merge)
-    return _resume_checkpoint(find_checkpoint(given), load, merge)
-
-
-def find_checkpoint(given: str, folder: Callable[[], Path] | None = None) -> Path:
-    """The checkpoint that a path names; the last one if it is the folder of a run.
-
-    Args:
-        given: The path, or ``"last"`` where ``folder`` is given.
-        folder: Finds the runs of an experiment and method.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    if given == LAST and folder is not None:
-        checkpoints = (last_checkpoint(run) for run in reversed(versions(folder())))
-        found = next((path for path in checkpoints if path.is_file()), None)
-        if found is None:
-            raise FileNotFoundError(
-                f"There is no run with a checkpoint in {folder()}. Name the run's --model and "
-                "--experiment, or its folder with --ckpt_path."
-            )
-        return found
-    path = Path(given)
-    checkpoint = last_checkpoint(path) if path.is_dir() else path
-    if not checkpoint.is_file():
-        remedy = one_before(checkpoint) or " Name a .ckpt file, or the folder of a run."
-        raise FileNotFoundError(f"There is no checkpoint {checkpoint}.{remedy}")
-    return checkpoint
-
-
-def _resume_last(
-    load: Callable[[Path], Options | None], merge: Callable[[Options | None], Options]
-) -> Resume:
-    folder = runs_folder(merge(None))
-    said: dict[str, Any] = {}
-    note = ""
-    for run in reversed(versions(folder)):
-        former = load(run)
-        if former is None:  # another process has just claimed it, or it was killed at once
-            continue
-        values = deciding_values(former)
-        if any(values.get(name, _MISSING) != value for name, value in said.items()):
-            continue
-        options = merge(former)
-        changes = _contradictions(former, options)
-        if not changes:
-            return _resume_run(run, _furthest(run, options), former, options)
-        said |= {name: now for name, (_, now) in changes.items() if name != "global batch"}
-        note = note or f"Start a new version in {folder}: {run.name} had {_listed(changes)}."
-    return Resume(note=note)
-
-
-def _resume_checkpoint(
-    path: Path,
-    load: Callable[[Path], Options | None],
-    merge: Callable[[Options | None], Options],
-) -> Resume:
-    checkpoint = read_checkpoint(path)
-    run = run_of(path)
-    former = load(run)
-    options = merge(former)
+    path = find_checkpoint(given)
+    checkpoint, run = read_checkpoint(path), run_of(path)
+    config = load(run)
+    options, former = flatten(merge(config)), flatten(config or {})
     folder = runs_folder(options)
-    start = f"Start a new version in {folder} from {path}"
-    complete = _is_complete(checkpoint, options)
-    if former is None:
-        return Resume(None, checkpoint, complete, f"{start}.")
-    if _folder(former) != folder:
-        return Resume(None, checkpoint, complete, f"{start}, of {_folder(former)}.")
-    changes = _contradictions(former, options)
-    if changes:
-        held = ", ".join(sorted(_HELD & changes.keys()))
-        keeps = f" The optimizer in the checkpoint keeps its own {held}." if held else ""
-        note = f"{start}, whose run had {_listed(changes)}.{keeps}"
-        return Resume(None, checkpoint, complete, note)
+    changes = contradictions(former, options)
+    if config is None or _folder(former) != folder or changes:
+        note = f"Start a new version in {folder} from {path}"
+        if config is not None:
+            note += f", whose run had {_listed(changes)}" if changes else f" of {_folder(former)}"
+        if held := [name for name in _IN_OPTIMIZER if name in changes]:
+            note += f"; the optimizer in the checkpoint keeps its own {' and '.join(held)}"
+        return Resume(None, checkpoint, _is_complete(checkpoint, options), f"{note}.")
     spelt = folder / run.name  # as the options spell it, if that is the same place
     run = spelt if spelt.resolve() == run.resolve() else run
     newest = newest_checkpoint(run)
@@ -154,6 +96,32 @@ def _resume_checkpoint(
             "the run has done since is overwritten. To keep it, choose another --experiment."
         )
     return _resume_run(run, checkpoint, former, options)
+
+
+def _resume_last(
+    load: Callable[[Path], Options | None], merge: Callable[[Options | None], Options]
+) -> Resume:
+    folder = runs_folder(flatten(merge(None)))
+    said: Options = {}  # what the user is known to say, which spares the merging of most runs
+    note = ""
+    for run in reversed(versions(folder)):
+        config = load(run)
+        if config is None:  # just claimed by another process, or killed at once
+            continue
+        former = flatten(config)
+        if any(former.get(name) != value for name, value in said.items()):
+            continue
+        options = flatten(merge(config))
+        changes = contradictions(former, options)
+        if not changes:
+            newest = newest_checkpoint(run)
+            if newest and newest.path.stem == "best" and _is_complete(newest, options):
+                # written in the last step, before its end: a fit from it would not reach that end
+                newest = newest_checkpoint(run, but=newest.path)
+            return _resume_run(run, newest, former, options)
+        said |= {name: now for name, (_, now) in changes.items() if name in former}
+        note = note or f"Start a new version in {folder}: {run.name} had {_listed(changes)}."
+    return Resume(note=note)
 
 
 def _resume_run(
@@ -167,93 +135,102 @@ def _resume_run(
             f"{checkpoint.step}: nothing to do. To train on, raise --trainer.max_epochs."
         )
         return Resume(run, checkpoint, True, note)
-    changes = _changes(dict(_flat(former)), dict(_flat(options)))
-    changes = {name: both for name, both in changes.items() if not _has_list(both)}
-    now = f"; changed: {_listed(changes)}" if changes else ""
+    changes = {
+        name: values
+        for name, values in _changes(former, options).items()
+        if name not in ("ckpt_path", "data.seed", "resume") and list not in map(type, values)
+    }
+    now = f"; it had {_listed(changes)}" if changes else ""
     return Resume(run, checkpoint, note=f"Resume {checkpoint.path} at step {checkpoint.step}{now}.")
 
 
-def _furthest(run: Path, options: Options) -> Checkpoint | None:
-    newest = newest_checkpoint(run)
-    if newest and newest.path.stem == "best" and _is_complete(newest, options):
-        # of the last step, but written before its end: resumed, it would have no step left to end
-        return newest_checkpoint(run, but=newest.path)
-    return newest
+def find_checkpoint(given: str, folder: Callable[[], Path] | None = None) -> Path:
+    """The checkpoint that a path names; the last one if it is the folder of a run.
+
+    Args:
+        given: The path, or ``"last"`` where ``folder`` is given.
+        folder: Finds the runs of an experiment and method.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if given == LAST and folder is not None:
+        checkpoints = map(last_checkpoint, reversed(versions(folder())))
+        found = next((path for path in checkpoints if path.is_file()), None)
+        if found is None:
+            raise FileNotFoundError(
+                f"There is no checkpoint of a run in {folder()}. Name its --experiment and "
+                "--model, or its folder with --ckpt_path."
+            )
+        return found
+    path = Path(given)
+    checkpoint = last_checkpoint(path) if path.is_dir() else path
+    if not checkpoint.is_file():
+        remedy = one_before(checkpoint) or " Name a .ckpt file, or the folder of a run."
+        raise FileNotFoundError(f"There is no checkpoint {checkpoint}.{remedy}")
+    return checkpoint
 
 
-def _is_complete(checkpoint: Checkpoint, options: Options) -> bool:
-    trainer = options.get("trainer") or {}
-    return checkpoint.is_complete(trainer.get("max_epochs"), trainer.get("max_steps", -1))
+def contradictions(former: Options, options: Options) -> Changes:
+    """The deciding values of a run that the options change, and the global batch."""
+    changes = _changes(deciding_values(former), deciding_values(options))
+    # devices that only Lightning can count are taken to be as many as before
+    was, now = _devices(former) or _devices(options), _devices(options) or _devices(former)
+    batches = _batch(former) * (was or 1), _batch(options) * (now or 1)
+    return changes | ({"global batch": batches} if batches[0] != batches[1] else {})
 
 
-def _folder(options: Options) -> Path | None:
-    """Where the runs of a config are; None if it is not a run's."""
-    try:
-        return runs_folder(options)
-    except (AttributeError, KeyError, TypeError):
-        return None
-
-
-def deciding_values(options: Options) -> dict[str, Any]:
+def deciding_values(options: Options) -> Options:
     """The options that decide the result of a fit, by their names on the command line.
 
-    These are the method with its optimizer and schedule, the data but for how they are loaded, the
-    seed, the precision and the clipping of gradients. The global batch, which is compared too, is
-    no single option.
+    They are the method with its optimizer and schedule, the data but for how they are loaded, the
+    seed, the precision and the clipping of gradients.
     """
-    kept = {key: options.get(key) or {} for key in ("model", "data")}
-    values = {name: value for name, value in _flat(kept) if name not in _INCIDENTAL}
-    trainer = options.get("trainer") or {}
-    precision = trainer.get("precision")
-    precision = precision if precision is None else str(precision)
-    return values | {
-        "seed_everything": options.get("seed_everything"),
-        "trainer.precision": _PRECISIONS.get(precision, precision),
-        "trainer.gradient_clip_val": trainer.get("gradient_clip_val"),
-        "trainer.gradient_clip_algorithm": trainer.get("gradient_clip_algorithm"),
-    }
-
-
-def _contradictions(former: Options, options: Options) -> Changes:
-    """The deciding values of a run that the options change."""
-    changes = _changes(deciding_values(former), deciding_values(options))
-    counts = _devices(former), _devices(options)
-    # what only Lightning can count is taken to be as it was
-    batches = (
-        _batch(former) * (counts[0] or counts[1] or 1),
-        _batch(options) * (counts[1] or counts[0] or 1),
-    )
-    return changes | ({"global batch": batches} if batches[0] != batches[1] else {})
+    values = {
+        name: value
+        for name, value in options.items()
+        if name.startswith(("model.", "data.")) and name not in _INCIDENTAL
+    } | {name: options.get(name) for name in _DECIDING}
+    precision = str(values["trainer.precision"])
+    return values | {"trainer.precision": _PRECISIONS.get(precision, precision)}
 
 
 def _batch(options: Options) -> int:
     """Images of one optimizer step for each device of a node."""
-    data, trainer = options.get("data") or {}, options.get("trainer") or {}
-    factors = trainer.get("num_nodes", 1), trainer.get("accumulate_grad_batches", 1)
-    size: int = (data.get("batch_size") or 0) * factors[0] * factors[1]
-    return size
+    factors = ("trainer.num_nodes", "trainer.accumulate_grad_batches")
+    nodes, batches = (int(options.get(name) or 1) for name in factors)
+    return int(options.get("data.batch_size") or 0) * nodes * batches
 
 
 def _devices(options: Options) -> int | None:
-    devices = (options.get("trainer") or {}).get("devices", "auto")
-    listed = devices.split(",") if isinstance(devices, str) and "," in devices else devices
-    if isinstance(listed, list):
-        return len(listed)
-    return int(devices) if str(devices).isdigit() else None
+    devices = options.get("trainer.devices")
+    if isinstance(devices, str) and "," in devices:
+        devices = devices.split(",")
+    count = str(len(devices) if isinstance(devices, list) else devices)
+    return int(count) if count.isdigit() else None
 
 
-def _changes(former: Options, options: Options) -> Changes:
-    return {
-        name: (former.get(name), now)
-        for name, now in options.items()
-        if former.get(name) != now and name not in ("ckpt_path", "resume", "config")
-    }
+def _is_complete(checkpoint: Checkpoint, options: Options) -> bool:
+    steps = options.get("trainer.max_steps", -1)
+    return checkpoint.is_complete(options.get("trainer.max_epochs"), steps)
 
 
-def _flat(options: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Options by their names on the command line, where a class has the name of its option."""
+def _folder(options: Options) -> Path | None:
+    """Where the runs of these options are; None if they are not a run's."""
+    try:
+        return runs_folder(options)
+    except KeyError:
+        return None
+
+
+def flatten(options: Mapping[str, Any], above: str = "") -> Options:
+    """Options by their dotted names on the command line, which have no ``init_args``."""
+    return dict(_flat(options, above))
+
+
+def _flat(options: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
     for key, value in options.items():
-        name = above if key in ("class_path", "init_args") else f"{above}.{key}".lstrip(".")
+        name = above if key == "init_args" else f"{above}.{key}".lstrip(".")
         if isinstance(value, Mapping):
             yield from _flat(value, name)
         else:
@@ -261,9 +238,12 @@ def _flat(options: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
             yield name, str(value) if isinstance(value, Path) else value
 
 
-def _has_list(values: tuple[Any, Any]) -> bool:
-    return any(isinstance(value, list) for value in values)
+def _changes(former: Options, options: Options) -> Changes:
+    return {
+        name: (former.get(name), now) for name, now in options.items() if former.get(name) != now
+    }
 
 
 def _listed(changes: Changes) -> str:
-    return ", ".join(f"{name} {was} (now {now})" for name, (was, now) in changes.items())
+    named = {name.removesuffix(".class_path"): values for name, values in changes.items()}
+    return ", ".join(f"{name} {was} (now {now})" for name, (was, now) in named.items())
