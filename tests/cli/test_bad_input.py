@@ -11,7 +11,6 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -305,7 +304,7 @@ WORDS = {
     "runs in a file": case(
         fit("--trainer.default_root_dir file"),
         "file",
-        "Check what is there",
+        "Check that path",
         scene=held("file", b""),
     ),
     "runs where nobody may write": case(
@@ -477,7 +476,7 @@ SETS = {
     "class that is a link to itself": case(
         on_folder(),
         "Too many levels of symbolic links: images/train/eel",
-        "Check what is there",
+        "Check that path",
         scene=labelled(link("images/train/eel", "eel")),
     ),
     "class that is a link to all classes": case(
@@ -576,9 +575,6 @@ CONFIGS = {
         *("python/object/apply:os.mkdir", "without tags"),
         scene=config("data: !!python/object/apply:os.mkdir [owned]"),
     ),
-    "config with a broken tag": case(
-        "fit -c bad.yaml", "bad.yaml", "without tags", scene=config("data: !!timestamp x")
-    ),
     "config that is not UTF-8": case(
         "fit -c bad.yaml",
         "byte 13 is not UTF-8",
@@ -589,20 +585,6 @@ CONFIGS = {
         "fit -c {run}/checkpoints/last.ckpt",
         "last.ckpt",
         "to be a config",
-    ),
-    "config that laughs a billion times": case(
-        "fit -c bad.yaml",
-        *("bad.yaml", "aliases unfold to too many values"),
-        scene=config(
-            "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
-            + "".join(f"{y}: &{y} [{', '.join([f'*{x}'] * 9)}]\n" for x, y in pairwise("abcdefghi"))
-        ),
-    ),
-    "config that holds itself": case(
-        "fit -c bad.yaml", "bad.yaml", "aliases unfold", scene=config("data: &all {seed: *all}")
-    ),
-    "config deeper than a stack": case(
-        "fit -c bad.yaml", "bad.yaml", "nested too deep", scene=config("data: " + "[" * 5000)
     ),
     "config with an unknown option": case(
         "fit -c bad.yaml --model VICReg",
@@ -658,11 +640,6 @@ CONFIGS = {
         "Take BarlowTwins",
         scene=config("model: [1]"),
     ),
-    "config with a number for a class": case(
-        "fit -c bad.yaml",
-        *("class_path is another thing", "`class_path: NAME`"),
-        scene=config("trainer: {callbacks: [{class_path: 3}]}"),
-    ),
     "config in a config": case(
         "fit -c bad.yaml",
         "config inside bad.yaml",
@@ -699,7 +676,7 @@ CHECKPOINTS = {
     "checkpoint that is a text": case(
         "test --model VICReg --ckpt_path a.ckpt",
         "a.ckpt",
-        "or something else",
+        "or another kind of file",
         scene=held("a.ckpt", b"hello"),
     ),
     "checkpoint that is a list": case(

@@ -40,7 +40,10 @@ def _build(logger: Mapping[str, Any], run: Path) -> Logger:
     save_dir = inspect.signature(cls).parameters.get("save_dir")
     if save_dir is not None and arguments.get("save_dir", save_dir.default) == save_dir.default:
         arguments["save_dir"] = str(run / (save_dir.default or ""))
-    built: Logger = cls(**arguments)
+    try:
+        built: Logger = cls(**arguments)
+    except Exception as error:  # of the service behind it
+        raise ValueError(f"{cls.__name__} cannot start: {error}") from error
     return built
 
 
