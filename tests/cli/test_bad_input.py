@@ -558,7 +558,7 @@ CONFIGS = {
     "config of a word": case("fit -cbad.yaml", "bad.yaml", "it holds str", scene=config("VICReg")),
     "config with a tab": case(
         "fit -c bad.yaml",
-        "line 2: found character '\\t'",
+        "line 2: found character that cannot start",
         "by spaces",
         scene=config("data:\n\tseed: 1"),
     ),
@@ -584,7 +584,7 @@ CONFIGS = {
     "config that is a checkpoint": case(
         "fit -c {run}/checkpoints/last.ckpt",
         "last.ckpt",
-        "to be a config",
+        "is not UTF-8",
     ),
     "config with an unknown option": case(
         "fit -c bad.yaml --model VICReg",
@@ -903,7 +903,7 @@ def refusal(act: str | Callable[[], object], capsys: pytest.CaptureFixture[str])
     return error.removeprefix("duality-ssl: error: ")
 
 
-@pytest.mark.filterwarnings("ignore:Without --ckpt_path the network is as it was drawn")
+@pytest.mark.filterwarnings("ignore:Without --ckpt_path the network is untrained")
 @pytest.mark.parametrize("mistake", REFUSED.values(), ids=REFUSED)
 def test_mistake_ends_in_a_sentence(
     mistake: Case, run: Path, here: Path, capsys: pytest.CaptureFixture[str]

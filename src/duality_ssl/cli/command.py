@@ -227,6 +227,11 @@ class Command(LightningCLI):
             return options
 
         if self.line.words[0] == "fit":
+            if given == LAST and self.options.trainer.logger is False:
+                refuse(
+                    "Expected no --trainer.logger false with --ckpt_path last: such a fit has no "
+                    "folder. Name a checkpoint with --ckpt_path."
+                )
             self.resume = resolve_resume(given, load, merge)
             if self.resume.note:
                 rank_zero_info(self.resume.note)

@@ -79,7 +79,7 @@ def resolve_resume(
     config = load(run)
     options, former = flatten(merge(config)), flatten(config or {})
     folder = runs_folder(options)
-    changes = contradictions(former, options)
+    changes = contradictions(former, options) if config else {}
     if config is None or _folder(former) != folder or changes:
         note = f"Start a new version in {folder} from {path}"
         if config is not None:
