@@ -370,7 +370,7 @@ trainer:
 
 def test_config_of_an_older_release(run: Path) -> None:
     (run / "config.yaml").write_text(OLD)
-    with pytest.warns(UserWarning, match=r"sets nosuch, knn\.gone, which duality_ssl .* left out"):
+    with pytest.warns(UserWarning, match=r"sets nosuch, knn\.gone: unknown to duality_ssl"):
         options = parsed("test", "--ckpt_path", str(run)).options
     arguments = options.model.init_args
     assert arguments.mu == 2  # both names are of the squared radius

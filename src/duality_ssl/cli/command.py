@@ -19,7 +19,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from duality_ssl import __version__, callbacks
+import duality_ssl
+from duality_ssl import callbacks
 from duality_ssl.callbacks.memory import MemoryEstimate
 from duality_ssl.cli.config_files import CommandLine
 from duality_ssl.cli.messages import (
@@ -155,7 +156,7 @@ class Command(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser without abbreviations: a mistyped option must not set another one."""
-        kwargs |= {"dump_header": [f"duality_ssl {__version__}"]}
+        kwargs |= {"dump_header": [f"duality_ssl {duality_ssl.__version__}"]}
         parser = _Parser(allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
         parser.add_argument(
             "-c", "--config", action=ActionConfigFile, help="A YAML file of options."

@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.utilities import rank_zero_warn
 
-from duality_ssl import __version__
+import duality_ssl
 from duality_ssl.runs.folder import CONFIG
 
 Config = dict[str, Any]
@@ -68,8 +68,8 @@ def read_run_config(run: Path, options: Collection[str]) -> Config | None:
         config = without(config, name.split("."))
     if unknown:
         rank_zero_warn(
-            f"{path} sets {', '.join(unknown)}, which duality_ssl {__version__} does not know: "
-            "left out."
+            f"{path} sets {', '.join(unknown)}: unknown to duality_ssl {duality_ssl.__version__}, "
+            "and left out."
         )
     return config
 
