@@ -3,7 +3,8 @@
 import os
 
 # OpenMP threads spin while they wait for work, by default so long that other processes, or the
-# workers of a loader, find no free core. Fewer spins cost an idle machine little: docs/benchmarks.md.
+# workers of a loader, find no free core. Fewer spins cost an idle machine little:
+# docs/benchmarks.md.
 _SPIN_COUNT = "1000"
 
 

@@ -235,7 +235,8 @@ def _flat(options: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
             yield from _flat(value, name)
         else:
             value = list(value) if isinstance(value, tuple) else value
-            yield name, str(value) if isinstance(value, Path) else value
+            plain = isinstance(value, int | float | str | list | None)
+            yield name, value if plain else str(value)  # as in a config
 
 
 def _changes(former: Options, options: Options) -> Changes:
