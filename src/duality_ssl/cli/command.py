@@ -145,9 +145,6 @@ class Command(LightningCLI):
         """Where the runs of this experiment and method are."""
         return runs_folder(flatten(self.options.as_dict()))
 
-    # ----------------------------------------------------------------------------------------------
-    # Options
-
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The subcommands; only the one that is run, as collecting its options takes a while."""
         known = super().subcommands()
@@ -245,9 +242,6 @@ class Command(LightningCLI):
         run = self.resume.run or (run_of(self.checkpoint) if self.checkpoint else None)
         self.config = parser.parse_args(self.line.over(load(run) if run else None))
 
-    # ----------------------------------------------------------------------------------------------
-    # Objects
-
     def before_instantiate_classes(self) -> None:
         """Refuse a missing method; give the data the seed and the method the channels."""
         options = self.options
@@ -275,8 +269,8 @@ class Command(LightningCLI):
         fits = self.subcommand == "fit"
         for name in _ABOVE_ZERO if fits else ():
             value = settings[name]
-            endless = value == -1 and name.startswith("max_")
-            if isinstance(value, int | float) and value <= 0 and not endless:
+            no_limit = value == -1 and name.startswith("max_")
+            if isinstance(value, int | float) and value <= 0 and not no_limit:
                 refuse(f"Expected trainer.{name} to be above 0, but got {value}.")
         without = {*options.without}
         if settings["enable_checkpointing"] is False:
@@ -287,7 +281,10 @@ class Command(LightningCLI):
         if fits:
             chosen += [callbacks.StepSeed(), callbacks.ChangedValues(), MemoryEstimate()]
         if fits and self.logs:
-            chosen = [self._run_folder(), *chosen, LearningRateMonitor("step")]
+            start = self.resume.run, self.resume.checkpoint
+            loggers = partial(run_loggers, named=self.named)
+            folder = RunFolder(self.folder, self.run_config, *start, loggers)
+            chosen = [folder, *chosen, LearningRateMonitor("step")]
         elif self.named and self.logs:  # the other commands log to what the user names
             run = run_of(self.checkpoint) if self.checkpoint else self.folder
             settings["logger"] = named_loggers(run, self.named)
@@ -305,15 +302,6 @@ class Command(LightningCLI):
             no_gpu = "No supported gpu" in str(error)
             raise ValueError(f"The Trainer refuses: {error}{hint if no_gpu else ''}") from error
 
-    def _run_folder(self) -> RunFolder:
-        return RunFolder(
-            self.folder,
-            self.run_config,
-            self.resume.run,
-            self.resume.checkpoint,
-            partial(run_loggers, named=self.named),
-        )
-
     def after_instantiate_classes(self) -> None:
         """Refuse what cannot work before a folder is made or another process is started."""
         self.datamodule.setup(self.subcommand)
@@ -326,9 +314,6 @@ class Command(LightningCLI):
             self.model.build_optimizer(lr=0.1)
             if self.checkpoint is None:
                 self.model.load_pretrained()
-
-    # ----------------------------------------------------------------------------------------------
-    # Runs
 
     def fit(self, **arguments: Any) -> None:
         """Train; exit with code 1 if the last checkpoint could not be written."""

@@ -54,11 +54,8 @@ def explain(message: str, parser: ArgumentParser, methods: Sequence[str]) -> str
         return _unknown_class(key, ".".join(found.groups()), methods)
     if found := re.search(r"classes with name (\S+)\. Give .*: (.*)\.$", message, re.MULTILINE):
         return f"{key}: several classes are named {found[1]}. Give the module, too: {found[2]}."
-    if found := re.search(
-        r"class_path '([\w.]+)':\s+the following arguments are required: (.*)", message
-    ):
-        name = found[1].rpartition(".")[2]
-        return f"{name} needs {found[2]}: set --{key}.{found[2].partition(', ')[0]}."
+    if found := re.search(r"\.(\w+)':\s+the following arguments are required: (\w+)", message):
+        return f"{found[1]} needs {found[2]}: set --{key}.{found[2]}."
     if key == "model" and (found := re.search(r"Given value: ([\w.]+)$", message)):
         return _unknown_class(key, found[1], methods)
     if found := re.search(r"Expected a dot import path string: (\S+)", message):

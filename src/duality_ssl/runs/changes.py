@@ -34,15 +34,12 @@ class ChangedValues(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare, now that the loaders exist."""
         before, now = self._before, _values(trainer)
-        changed = [
-            f"{name} {before[name]} -> {now[name]}"
-            for name in now
-            if name in before and before[name] != now[name]
-        ]
-        if changed:
+        names = [name for name in now if name in before and before[name] != now[name]]
+        if names:
+            changed = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in names)
             rank_zero_warn(
-                f"The run resumes under other circumstances: {', '.join(changed)}. It will not end "
-                "as it would have without the interruption."
+                f"The run resumes under other circumstances: {changed}. It will not end as it "
+                "would have without the interruption."
             )
 
 

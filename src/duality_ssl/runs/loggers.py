@@ -61,9 +61,9 @@ class RunCSVLogger(Logger):
 
     def __init__(self, save_dir: Path | str, name: str | None, version: int | str) -> None:
         super().__init__()
-        self._save_dir, self._name, self._version = Path(save_dir), name, version
+        self._name, self._version = name, version
         folder = version if isinstance(version, str) else f"version_{version}"
-        self._path = self._save_dir / (name or "") / folder / "metrics.csv"
+        self._path = Path(save_dir, name or "", folder, "metrics.csv")
         self._columns: list[str] = []
         self._rows: int | None = None  # unknown until the file is read
 
@@ -73,11 +73,6 @@ class RunCSVLogger(Logger):
         if self._rows is None:
             self.go_on(math.inf)
         return self._rows or 0
-
-    @property
-    def save_dir(self) -> str:
-        """Folder of an experiment."""
-        return str(self._save_dir)
 
     @property
     def name(self) -> str | None:
