@@ -1,4 +1,4 @@
-"""Every config parses, says no default again, and every method trains on every offline set."""
+"""Every config parses and repeats no default; every method trains on every offline set."""
 
 import inspect
 from pathlib import Path

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Two machines of eight GPUs under SLURM: sbatch configs/hardware/slurm.sh --data.root DIR [more options of fit]
 # Ninety seconds before its time is up each process gets SIGUSR1: the fit writes a checkpoint and the job is queued
-# again. --ckpt_path last then goes on with the newest run of this experiment and method, and starts one if there is none.
+# again. --ckpt_path last then resumes the newest run of this experiment and method, or starts one.
 #SBATCH --job-name=duality-ssl
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8

@@ -95,7 +95,7 @@ assert OfDigits.load_from_checkpoint(path).in_channels == 1
 
 
 def test_a_method_with_arguments_of_its_own(tmp_path: Path) -> None:
-    """In a process of its own: a method that is there is one of `--model`'s in every other test."""
+    """In its own process: an imported method is offered by `--model` in every later test."""
     (tmp_path / "mine.py").write_text(OF_DIGITS)
     command = [sys.executable, "-c", USED]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -225,7 +225,7 @@ def test_last_is_the_last_and_best_is_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # the monitored loss falls at first and the maximum of it is sought: the best is the first
+    # the best of a minimum that falls at first is an early one
     best = ["--best_checkpoint.monitor", "val/rankme", "--best_checkpoint.mode", "min"]
     words = ["--trainer.max_epochs", "3", "--last_checkpoint.every_n_epochs", "2"]
     main(["fit", "-c", DIGITS, "--model", "VICReg", *best, *words])
@@ -282,7 +282,7 @@ def test_no_checkpoint_where_none_is_wanted(
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-def test_untrained_network_is_evaluated_with_a_word(
+def test_untrained_network_is_evaluated_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

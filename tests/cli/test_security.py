@@ -1,4 +1,4 @@
-"""Files of strangers: whatever they hold, nothing of it is run, and one sentence refuses them."""
+"""Files of strangers: no code in them is run, and one sentence refuses them."""
 
 import ast
 import builtins
@@ -60,7 +60,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delenv("DUALITY_SSL_DEBUG", raising=False)
-    # torch's own default, where nobody says anything, is then to unpickle
+    # makes unpickling torch's default
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     yield tmp_path
     touched = CANARY.exists()
@@ -148,7 +148,7 @@ of_every_kind = pytest.mark.parametrize("write", KINDS.values(), ids=KINDS)
 
 
 def test_the_pickles_are_malicious(empty: Path) -> None:
-    """Python's own unpickler runs what those of the table that need no more than it ask for."""
+    """A control: Python's own unpickler runs the calls of the table."""
     for name in ("protocol 0", "protocol 5", "global", "stack global", "inst", "obj", "build"):
         pickle.loads(CALLS[name])
         CANARY.unlink()
@@ -246,7 +246,7 @@ def test_nothing_is_fetched(
     assert "There is no" in refused([*words, "http://localhost/last.ckpt"], capsys)
 
 
-def test_nobody_can_ask_for_more(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unpickling_cannot_be_allowed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["predict", "--ckpt_path", str(run), "--weights_only", "false"]
     assert "nothing in a checkpoint is unpickled" in refused(words, capsys)
 
@@ -432,7 +432,7 @@ TRUSTED: dict[str, list[str]] = {
 
 @pytest.mark.parametrize("words", TRUSTED.values(), ids=TRUSTED)
 def test_what_the_user_names_is_imported(words: list[str], run: Path, stranger: Path) -> None:
-    """The same config, with the user's word for it; and so the cases above are no empty threats."""
+    """A control: the same config runs code if the user passes or names it."""
     write_config(run, "trainer.callbacks", [of("stranger.Callback")])
     main(["predict", *words, "--ckpt_path", str(run)])
     CANARY.unlink()

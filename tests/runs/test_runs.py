@@ -179,7 +179,7 @@ def test_complete_is_what_has_reached_a_limit(
 
 
 class Killed(Exception):
-    """Ends a fit from without."""
+    """Ends a fit."""
 
 
 def fit_until_epoch(epoch: int, words: list[str], patch: pytest.MonkeyPatch) -> None:
@@ -454,7 +454,7 @@ def test_without_loggers_there_is_no_last_run(capsys: pytest.CaptureFixture[str]
 
 
 class Board(CSVLogger):
-    """A logger that writes to the working folder by default, as those of services do."""
+    """A logger that writes to the working folder by default, as loggers of services do."""
 
     def __init__(self, save_dir: str = ".", project: str = "none") -> None:
         super().__init__(save_dir, name=project, version=project)
@@ -531,7 +531,7 @@ def test_one_fit_at_a_time_writes_to_a_run(
     finally:
         holder.kill()
         holder.wait(10)
-    main([*FIT, *LAST])  # the lock is gone with the process
+    main([*FIT, *LAST])  # the lock ends with the process
     assert epochs_of(run) == 3
 
 
