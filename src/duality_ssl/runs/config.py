@@ -142,30 +142,31 @@ def read_config(path: Path) -> tuple[str, Config]:
     Raises:
         ValueError: If the file is not YAML, or does not map options to values.
     """
+    content = path.read_bytes()
     try:
-        text = path.read_bytes().decode("utf-8")
-        content = yaml.load(text, _StrictLoader)
+        text = content.decode("utf-8")
+        config = yaml.load(text, _StrictLoader)
     except UnicodeDecodeError as error:
         raise _not_yaml(path, f"byte {error.start + 1} is not UTF-8") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
         raise _not_yaml(path, f"{line}{error.problem or error.context}") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except Exception as error:  # the constructor of a tag raises anything
         raise _not_yaml(path, str(error)) from error
-    found = type(content).__name__
-    if isinstance(content, dict):
-        names = [f"{key!r} for an option" for key in content if not isinstance(key, str)]
-        empty = content and all(value is None for value in content.values())
+    found = type(config).__name__
+    if isinstance(config, dict):
+        names = [f"{key!r} for an option" for key in config if not isinstance(key, str)]
+        empty = config and all(value is None for value in config.values())
         found = names[0] if names else "no value" if empty else ""
     if found:
         raise ValueError(
             f"Expected {path} to map options to values, but it holds {found}. Write lines such as "
             "`trainer: {max_epochs: 10}`."
         )
-    if "config" in content:
+    if "config" in config:
         raise ValueError(f"Expected no config inside {path}: give each file its own -c.")
-    return text, content
+    return text, config
 
 
 def _not_yaml(path: Path, reason: str) -> ValueError:
