@@ -13,9 +13,9 @@ help:  ## say what each target does
 
 demo: .venv/installed  ## pretrain VICReg on the embedded digits, evaluate it, say what to look at
 	duality-ssl fit -c configs/data/digits.yaml --model VICReg --experiment demo
-	duality-ssl test --ckpt_path $$(ls -td runs/demo/VICReg/version_* | head -n 1)
+	duality-ssl test --model VICReg --experiment demo --ckpt_path last
 	@echo
-	@echo "The run is in $$(ls -td runs/demo/VICReg/version_* | head -n 1): config.yaml, metrics.csv, checkpoints/."
+	@echo "The run is the newest one in runs/demo/VICReg: config.yaml, metrics.csv, checkpoints/."
 	@echo "Curves, the views and the probe:  .venv/bin/tensorboard --logdir runs"
 	@echo "Another criterion, all else equal:  make fit ARGS='-c configs/data/digits.yaml --model SimCLR'"
 

@@ -1,4 +1,4 @@
-"""Every config parses, says no default again, and every method trains on every offline set."""
+"""Every config parses and repeats no default; every method trains on every offline set."""
 
 import inspect
 from pathlib import Path
@@ -9,14 +9,14 @@ import yaml
 
 from duality_ssl import methods
 from duality_ssl.cli import main
-from duality_ssl.cli.arguments import method_names
+from duality_ssl.cli.command import method_names
 from duality_ssl.data import SSLDataModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 METHODS = sorted(CONFIGS.glob("methods/*.yaml"))
 DATA = sorted(CONFIGS.glob("data/*.yaml"))
-OFFLINE_DATA = [CONFIGS / "data/digits.yaml", CONFIGS / "data/fashion_mnist.yaml"]
-FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+DIGITS = CONFIGS / "data/digits.yaml"
+FASHION_MNIST = CONFIGS / "data/fashion_mnist.yaml"
 
 
 def ids(path: Path) -> str:
@@ -47,11 +47,6 @@ def test_config_parses_and_every_value_arrives(
             assert resolved == written or float(resolved) == float(written)
 
     check(yaml.safe_load(path.read_text()), config)
-
-
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=ids)
-def test_config_begins_with_what_it_is_for(path: Path) -> None:
-    assert path.read_text().startswith("# ")
 
 
 def test_every_method_has_a_config() -> None:
@@ -98,12 +93,15 @@ def test_transformer_recipe_replaces_the_optimizer_of_the_data(
     assert config["trainer"]["gradient_clip_val"] == 1
 
 
-@pytest.mark.parametrize("data", OFFLINE_DATA, ids=ids)
-@pytest.mark.parametrize("method", METHODS, ids=ids)
-def test_every_method_trains_on_every_offline_set(
+@pytest.mark.parametrize(
+    ("method", "data"),
+    [*((method, DIGITS) for method in METHODS), (METHODS[0], FASHION_MNIST)],
+    ids=ids,
+)
+def test_every_method_and_offline_set_trains(
     method: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if data.stem == "fashion_mnist" and not FASHION_MNIST.is_dir():
+    if data == FASHION_MNIST and not Path("/usr/share/datasets/fashion-mnist").is_dir():
         pytest.skip("needs Debian's dataset-fashion-mnist, which .ci/run installs")
     monkeypatch.chdir(tmp_path)
     main(
@@ -113,3 +111,4 @@ def test_every_method_trains_on_every_offline_set(
             *("--trainer.fast_dev_run", "true", "--data.batch_size", "32"),
         ]
     )
+    assert not Path("runs").exists()

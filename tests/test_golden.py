@@ -115,7 +115,7 @@ RESOLVED: dict[str, dict[str, Any]] = {
         "model.init_args.temperature": 0.15,
         "model.init_args.normalization": "embeddings",
     },
-    "data/imagenet.yaml": {  # what nobody decides
+    "data/imagenet.yaml": {  # defaults
         "data.view1": {**CROP_AND_BLUR, **BYOL_COLOURS, "blur": 0.5, "solarize": 0},
         "data.view2": NO_CHANGE,
         "data.batch_size": 256,

@@ -1,11 +1,11 @@
-"""Names that options take: registered ones, dotted paths, and the valid ones nearest to a mistake.
+"""Names of options: registering them, importing dotted paths, and the nearest to a mistake.
 
-A config names classes, and to name a class is to have its module imported: code is run. That is
-what it is for where the user passes the config; the config that is found beside a checkpoint, and
-the arguments inside one, may be anybody's: `limit_imports`.
+A config names classes, whose modules are imported: their code runs. That is fine for a config that
+the user passes. The config beside a checkpoint, and the arguments in a checkpoint, may be anybody's
+and are read under `limit_imports`.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,11 +23,11 @@ def register(known: dict[str, T], name: str, value: T, reserved: Collection[str]
     """Give a class or function a name.
 
     Args:
-        known: What has a name already; the new one is added to it.
+        known: Registered names; the new one is added.
         name: The name.
-        value: The class or function. The same one may come again, as it does when a notebook's cell
-            is run twice.
-        reserved: Names that are taken, too.
+        value: The class or function. It may be registered twice, as when a notebook's cell is run
+            again.
+        reserved: Other names that are taken.
 
     Raises:
         ValueError: If the name is taken.
@@ -40,18 +40,19 @@ def register(known: dict[str, T], name: str, value: T, reserved: Collection[str]
 
 
 def _place(value: object) -> tuple[object, object]:
-    """Where a class or function is defined; anything else is the same as itself alone."""
+    """Where a class or function is defined; for anything else the value itself."""
     return getattr(value, "__module__", None), getattr(value, "__qualname__", value)
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
-    """Those that go on where the name ends, the shortest first, then those that are spelt alike.
+    """The names that begin with a name, the shortest first, then those spelt alike.
 
-    Neither case nor hyphens count: ``ResNet`` means ``resnet18``, ``fashion-mnist`` its namesake.
+    Case and hyphens do not count: ``ResNet`` finds ``resnet18``, ``fashion-mnist`` finds
+    ``fashion_mnist``.
 
     Args:
         name: What was written.
-        names: What is known.
+        names: The valid names.
         count: Most names to find.
     """
     plain = {_folded(known): known for known in names}
@@ -62,7 +63,7 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Ask `` Did you mean a, b?``, with a space before it; nothing where no name comes near."""
+    """The question `` Did you mean a, b?``, with its space; empty if no name is near."""
     found = nearest(name, names)
     return f" Did you mean {', '.join(found)}?" if found else ""
 
@@ -77,7 +78,7 @@ _CALLS_ANYTHING = ["lightning.pytorch.callbacks.lambda_function"]
 
 @contextmanager
 def imports_as_before() -> Iterator[None]:
-    """Forget at the end what `limit_imports` has said: jsonargparse would keep it for ever."""
+    """Undo `limit_imports` at the end: jsonargparse keeps its settings for the whole process."""
     before = dict(parsing_settings)
     try:
         yield
@@ -86,10 +87,10 @@ def imports_as_before() -> Iterator[None]:
 
 
 def limit_imports(named: Iterable[str]) -> None:
-    """Have jsonargparse refuse every class and function from elsewhere than known packages.
+    """Have jsonargparse import from known packages only.
 
     Args:
-        named: Modules of the user's own, which are allowed too.
+        named: Other modules to allow, which the user has named.
     """
     own = [name for name in named if name.partition(".")[0] != "jsonargparse"]
     set_parsing_settings(
@@ -100,13 +101,13 @@ def limit_imports(named: Iterable[str]) -> None:
 
 
 def import_path(path: str) -> Any:
-    """Import what an option names by a dotted path, such as ``mine.Stripes``.
+    """Import a class or function by its dotted path, such as ``mine.Stripes``.
 
     Returns:
         The class or function; None if the text is no dotted path, or there is no such module.
 
     Raises:
-        ValueError: If the module has nothing of that name, or `limit_imports` refuses the path.
+        ValueError: If the module has no such name, or `limit_imports` refuses the path.
     """
     if "." not in path or not all(part.isidentifier() for part in path.split(".")):
         return None
@@ -114,14 +115,13 @@ def import_path(path: str) -> Any:
         return import_object(path)
     except ImportDenied as error:
         raise ValueError(
-            f"A checkpoint, or the config beside it, names {path}, and nothing is imported for it "
-            "that you do not name. If you trust it, name it yourself: on the command line, or as "
-            "an argument of load_from_checkpoint."
+            f"A checkpoint, or the config beside it, names {path}. It is imported only if you name "
+            "it, too: on the command line, or as an argument of load_from_checkpoint."
         ) from error
     except ModuleNotFoundError as error:
         if f"{path}.".startswith(f"{error.name}."):
             return None
-        raise  # the module is there, and needs another one
+        raise  # an import inside the module fails
     except AttributeError as error:
         if error.name not in path.split("."):
             raise
@@ -131,27 +131,22 @@ def import_path(path: str) -> Any:
         ) from error
 
 
-def named_modules(words: Sequence[str], configs: Iterable[Path] = ()) -> set[str]:
-    """Modules of the classes and functions that a command line and its configs name."""
-    values = [word.partition("=")[2] if word.startswith("--") else word for word in words]
-    texts = [value for value in values if not _is_there(value)]
-    texts += [config.read_text("utf-8", "replace") for config in configs if config.is_file()]
-    paths = [leaf for text in texts for leaf in _leaves(_parsed(text))]
-    dotted = [path for path in paths if all(part.isidentifier() for part in path.split("."))]
-    return {path.rpartition(".")[0] for path in dotted if "." in path}
+def named_modules(values: Iterable[Any]) -> set[str]:
+    """Modules of the dotted names in some values: words of a command line, contents of configs."""
+    parsed = (_parsed(value) if isinstance(value, str) else value for value in values)
+    dotted = [leaf for content in parsed for leaf in _leaves(content) if "." in leaf]
+    return {
+        name.rpartition(".")[0]
+        for name in dotted
+        if all(part.isidentifier() for part in name.split("."))
+    }
 
 
-def _is_there(value: str) -> bool:
-    try:
-        return Path(value).exists()
-    except OSError:  # longer than a name can be
-        return False
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):  # who reads it next says what is wrong
+def _parsed(word: str) -> Any:
+    value = word.partition("=")[2] if word.startswith("--") else word
+    try:  # stranger.ckpt is a file and allows no module `stranger`
+        return None if Path(value).exists() else yaml.safe_load(value)
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):  # the parser says what is wrong
         return None
 
 

@@ -1,15 +1,13 @@
-"""Files of strangers: whatever they hold, nothing of it is run, and one sentence refuses them."""
+"""Files of strangers: no code in them is run, and one sentence refuses them."""
 
 import ast
 import builtins
 import io
-import os
 import pickle
 import shutil
 import socket
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,6 +20,7 @@ import pytest
 import torch
 import yaml
 from helpers.image_files import write_cifar10
+from helpers.malicious import CANARY, Touch
 from PIL import EpsImagePlugin, Image
 from torchvision import datasets
 
@@ -34,15 +33,12 @@ from duality_ssl.networks.weights import export_backbone, load_backbone
 
 PACKAGE = Path(duality_ssl.__file__).parent
 DIGITS = str(Path(__file__).parents[2] / "configs/data/digits.yaml")
-# is there once code of a file was run, wherever that was: a config is read in its own folder
-CANARY = Path(tempfile.gettempdir(), f"canary-{os.getpid()}")
 CHECKPOINTS = Path("runs/digits/VICReg/version_0/checkpoints")
 LAST = CHECKPOINTS / "last.ckpt"
 SHORT = [
     *("--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"),
     *("--trainer.enable_model_summary", "false", "--model.warmup_epochs", "0"),
 ]
-LONGER = "goes on with other values than before: trainer.max_epochs 1 -> 2"
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +58,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delenv("DUALITY_SSL_DEBUG", raising=False)
-    # torch's own default, where nobody says anything, is then to unpickle
+    # makes unpickling torch's default
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     yield tmp_path
     touched = CANARY.exists()
@@ -89,13 +85,6 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 # --------------------------------------------------------------------------------------------------
 # Pickles
-
-
-class Touch:
-    """Pickled, it is a call that leaves the canary."""
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        return (Path.touch, (CANARY,))
 
 
 class Built:
@@ -157,7 +146,7 @@ of_every_kind = pytest.mark.parametrize("write", KINDS.values(), ids=KINDS)
 
 
 def test_the_pickles_are_malicious(empty: Path) -> None:
-    """Python's own unpickler runs what those of the table that need no more than it ask for."""
+    """A control: Python's own unpickler runs the calls of the table."""
     for name in ("protocol 0", "protocol 5", "global", "stack global", "inst", "obj", "build"):
         pickle.loads(CALLS[name])
         CANARY.unlink()
@@ -167,22 +156,29 @@ def test_the_pickles_are_malicious(empty: Path) -> None:
         CANARY.unlink()
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".safetensors", ""])
 @of_every_kind
-def test_weights(write: Callable[[Path], object], suffix: str, empty: Path) -> None:
-    path = Path(f"weights{suffix}")
+def test_weights(write: Callable[[Path], object], empty: Path) -> None:
+    refuse_weights(write, Path("weights.ckpt"))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors", ""])
+def test_weights_of_any_name(suffix: str, empty: Path) -> None:
+    refuse_weights(in_zip, Path(f"weights{suffix}"))
+
+
+def refuse_weights(write: Callable[[Path], object], path: Path) -> None:
     write(path)
     backbone = create_backbone("resnet_tiny", 1)
     with pytest.raises(ValueError, match="it cannot be read as one"):
         load_backbone(backbone, path)
     with pytest.raises(ValueError, match="it cannot be read as one"):
         export_backbone(path, "out.safetensors")
-    assert [each.name for each in empty.iterdir()] == [path.name]
+    assert [*Path().iterdir()] == [path]
 
 
-@of_every_kind
-def test_method_of_a_checkpoint(write: Callable[[Path], object], empty: Path) -> None:
-    write(Path("last.ckpt"))
+@pytest.mark.parametrize("kind", ["in torch's archive", "a tensor's subclass", "protocol 2"])
+def test_method_of_a_checkpoint(kind: str, empty: Path) -> None:
+    KINDS[kind](Path("last.ckpt"))
     with pytest.raises(ValueError, match="cannot be loaded without running code"):
         VICReg.load_from_checkpoint("last.ckpt")
 
@@ -190,9 +186,9 @@ def test_method_of_a_checkpoint(write: Callable[[Path], object], empty: Path) ->
 COMMANDS = ["fit", "validate", "test", "predict"]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
-    "kind", ["in torch's archive", "a tensor's subclass", "protocol 2", "inst"]
+    ("command", "kind"),
+    zip(COMMANDS, ["in torch's archive", "a tensor's subclass", "protocol 2", "inst"], strict=True),
 )
 def test_checkpoint_on_the_command_line(
     command: str, kind: str, run: Path, capsys: pytest.CaptureFixture[str]
@@ -203,26 +199,14 @@ def test_checkpoint_on_the_command_line(
     assert "cannot be read as a checkpoint" in said
 
 
-def test_last_checkpoint_is_passed_over(run: Path) -> None:
-    """``--ckpt_path last`` takes the newest that can be read."""
-    in_zip(LAST)
-    words = ["fit", "-c", DIGITS, "--model", "VICReg", "--trainer.max_epochs", "1", *SHORT]
-    with pytest.warns(UserWarning, match=r"last\.ckpt .*cannot be read.* It is passed over"):
-        main([*words, "--ckpt_path", "last"])
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".safetensors"])
-def test_pretrained_on_the_command_line(
-    suffix: str, empty: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    in_zip(Path(f"weights{suffix}"))
+def test_pretrained_on_the_command_line(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    in_zip(Path("weights.pt"))
     words = ["fit", "-c", DIGITS, "--model", "VICReg", *SHORT]
-    said = refused([*words, "--model.pretrained", f"weights{suffix}"], capsys)
-    assert f"Expected weights{suffix} to be a file of weights, but it cannot be read" in said
+    said = refused([*words, "--model.pretrained", "weights.pt"], capsys)
+    assert "Expected weights.pt to be a file of weights, but it cannot be read" in said
     assert not Path("runs").exists()
 
 
-@pytest.mark.filterwarnings("ignore:The run goes on with other values than before")
 def test_every_load_is_of_weights_only(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the package, and of Lightning when the package calls it."""
     asked, load = [], torch.load
@@ -250,19 +234,17 @@ ADDRESSES = {
 
 
 @pytest.mark.parametrize("words", ADDRESSES.values(), ids=ADDRESSES)
-@pytest.mark.parametrize("scheme", ["http", "ftp", "file"])
 def test_nothing_is_fetched(
     words: list[str],
-    scheme: str,
     empty: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: CANARY.touch())
-    assert "There is no" in refused([*words, f"{scheme}://localhost/last.ckpt"], capsys)
+    assert "There is no" in refused([*words, "http://localhost/last.ckpt"], capsys)
 
 
-def test_nobody_can_ask_for_more(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unpickling_cannot_be_allowed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["predict", "--ckpt_path", str(run), "--weights_only", "false"]
     assert "nothing in a checkpoint is unpickled" in refused(words, capsys)
 
@@ -279,7 +261,6 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "optimiser": ({"optimizer": {"class_path": "stranger.Optimizer"}}, "'stranger.Optimizer'"),
     "schedule": ({"scheduler": "os.system"}, "'os.system'"),
     "backbone": ({"backbone": "stranger.network"}, "names stranger.network"),
-    "backbone of the system": ({"backbone": "os.abort"}, "names os.abort"),
     "backbone that is imported": ({"backbone": "sys.exit"}, "names sys.exit"),
     "backbone below an allowed name": ({"backbone": "lightning.pytorch.cli.sys.exit"}, "sys.exit"),
 }
@@ -335,8 +316,7 @@ def test_paths_inside_a_checkpoint(target: str, run: Path) -> None:
     del content["callbacks"][name]
     content["callbacks"][name.replace("val/probe_top1", "val/rankme")] = state
     torch.save(content, LAST)
-    with pytest.warns(UserWarning, match=LONGER):
-        main(["fit", "--ckpt_path", str(run), *more])
+    main(["fit", "--ckpt_path", str(run), *more])
     assert Path("precious").is_dir()
     assert (CHECKPOINTS / "precious.ckpt").is_dir()
     assert (run / "config.yaml").is_file()
@@ -347,8 +327,7 @@ def test_attributes_inside_a_checkpoint(run: Path) -> None:
     content = torch.load(LAST, weights_only=True)
     content["exact_resume"]["metrics"]["__dict__"] = {"fit_loop": None, "_default_root_dir": "/"}
     torch.save(content, LAST)
-    with pytest.warns(UserWarning, match=LONGER):
-        main(["fit", "--ckpt_path", str(run), "--trainer.max_epochs", "2"])
+    main(["fit", "--ckpt_path", str(run), "--trainer.max_epochs", "2"])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -379,9 +358,7 @@ def of(name: str, **arguments: Any) -> dict[str, Any]:
 LAMBDA = "lightning.pytorch.callbacks.LambdaCallback"
 NAMED: dict[str, tuple[str, Any, str]] = {
     "method": ("model", of("stranger.Method"), "stranger.Method"),
-    "method as text": ("model", "stranger.Method", "stranger.Method"),
     "optimiser": ("model.init_args.optimizer", of("stranger.Optimizer"), "stranger.Optimizer"),
-    "optimiser as text": ("model.init_args.optimizer", "stranger.Optimizer", "stranger.Optimizer"),
     "optimiser in a file": ("model.init_args.optimizer", "named.yaml", "model.optimizer"),
     "optimiser in escapes": (
         "model.init_args.optimizer",
@@ -391,7 +368,6 @@ NAMED: dict[str, tuple[str, Any, str]] = {
     "schedule": ("model.init_args.scheduler", "stranger.call", "stranger.call"),
     "schedule of the system": ("model.init_args.scheduler", "os.system", "os.system"),
     "callbacks": ("trainer.callbacks", [of("stranger.Callback")], "stranger.Callback"),
-    "callback": ("trainer.callbacks", of("stranger.Callback"), "stranger.Callback"),
     "callback that calls": (
         "trainer.callbacks",
         [of(LAMBDA, setup="lightning.pytorch.seed_everything")],
@@ -399,10 +375,9 @@ NAMED: dict[str, tuple[str, Any, str]] = {
     ),
     **{
         option: (f"trainer.{option}", of("stranger.Callback"), "stranger.Callback")
-        for option in ("logger", "strategy", "accelerator", "profiler", "plugins")
+        for option in ("logger", "plugins")
     },
     "source": ("data.source", "stranger.Source", "stranger.Source"),
-    "source of the probe": ("data.probe_source", "stranger.Source", "stranger.Source"),
     "backbone": ("model.init_args.backbone", "stranger.network", "stranger.network"),
     "backbone of the system": ("model.init_args.backbone", "os.abort", "os.abort"),
     "permission to unpickle": ("weights_only", False, "nothing in a checkpoint is unpickled"),
@@ -455,7 +430,7 @@ TRUSTED: dict[str, list[str]] = {
 
 @pytest.mark.parametrize("words", TRUSTED.values(), ids=TRUSTED)
 def test_what_the_user_names_is_imported(words: list[str], run: Path, stranger: Path) -> None:
-    """The same config, with the user's word for it; and so the cases above are no empty threats."""
+    """A control: the same config runs code if the user passes or names it."""
     write_config(run, "trainer.callbacks", [of("stranger.Callback")])
     main(["predict", *words, "--ckpt_path", str(run)])
     CANARY.unlink()
@@ -491,15 +466,12 @@ def test_what_one_command_refuses_the_next_may_name(
 
 TAGS = {
     "apply": f"!!python/object/apply:os.system ['touch {CANARY}']",
-    "new": f"!!python/object/new:os.system ['touch {CANARY}']",
-    "name": "!!python/name:stranger.call",
-    "module": "!!python/module:stranger",
     "object": "!!python/object:stranger.Callback {}",
 }
 
 
-@pytest.mark.parametrize("tag", TAGS.values(), ids=TAGS)
 @pytest.mark.parametrize("place", ["-c", "run"])
+@pytest.mark.parametrize("tag", TAGS.values(), ids=TAGS)
 def test_tags_of_yaml(
     tag: str, place: str, run: Path, stranger: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -507,7 +479,7 @@ def test_tags_of_yaml(
     path.write_text(f"seed_everything: {tag}\n")
     words = ["-c", "mine.yaml"] if place == "-c" else ["--ckpt_path", str(run)]
     said = refused(["fit", *words], capsys)
-    assert f"{path.name} is not YAML that can be read" in said
+    assert f"{path.name} is not valid YAML" in said
 
 
 # --------------------------------------------------------------------------------------------------
@@ -634,8 +606,8 @@ UNPACKING = {"extract", "extractall"}
 # each with what keeps it harmless
 EXPECTED = {
     ("__init__.py", "importlib.import_module"),  # of the package's own parts
-    ("callbacks/preemption.py", "subprocess.run"),  # of SLURM's scontrol, and no shell
-    ("config_files.py", "yaml.load"),  # with a loader that is safe, and stricter
+    ("runs/preemption.py", "subprocess.run"),  # of SLURM's scontrol, and no shell
+    ("runs/config.py", "yaml.load"),  # with a loader that is safe, and stricter
 }
 
 

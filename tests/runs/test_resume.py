@@ -1,4 +1,4 @@
-"""A fit that is cut off and goes on ends, bit for bit, as one that nobody cut off."""
+"""A fit that is killed and resumed ends, bit for bit, as one that never stopped."""
 
 import io
 import sys
@@ -49,7 +49,7 @@ def kill_at(hook: str, call: int) -> Callback:
 
 
 def fit(*extra: Callback, **settings: Any) -> Trainer:
-    """Go on with the run of this folder from its newest checkpoint, or start it."""
+    """Resume the run of this folder from its newest checkpoint, or start it."""
     lightning.seed_everything(0, verbose=False)
     module = VICReg(backbone="resnet_tiny", projector="16-16", in_channels=1, warmup_epochs=0.5)
     if settings.pop("dropout", False):
@@ -87,7 +87,7 @@ def fit(*extra: Callback, **settings: Any) -> Trainer:
 
 
 def results(trainer: Trainer) -> dict[str, Any]:
-    """All that a run leaves behind."""
+    """Everything that a run writes."""
     return {
         "checkpoint": torch.load(RUN / "checkpoints/last.ckpt", weights_only=True),
         "metrics.csv": (RUN / "metrics.csv").read_text(),
@@ -138,7 +138,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return Whole()
 
 
-def cut_and_go_on(kills: list[tuple[str, int]], settings: dict[str, Any]) -> dict[str, Any]:
+def kill_and_resume(kills: list[tuple[str, int]], settings: dict[str, Any]) -> dict[str, Any]:
     for kill in kills:
         with pytest.raises(Killed):
             fit(kill_at(*kill), **settings)
@@ -150,7 +150,7 @@ def test_killed_anywhere(
     kill: tuple[str, int], whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert unequal(cut_and_go_on([kill], {}), whole["as it is"]) == []
+    assert unequal(kill_and_resume([kill], {}), whole["as it is"]) == []
 
 
 class Terminal(io.StringIO):
@@ -165,7 +165,7 @@ def test_a_terminal_has_its_bar_in_the_middle_of_an_epoch(
     monkeypatch.setattr(sys, "stdout", screen := Terminal())
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("TERM", "xterm")
-    cut_and_go_on([("on_train_batch_start", 4)], {"max_epochs": 1})
+    kill_and_resume([("on_train_batch_start", 4)], {"max_epochs": 1})
     assert screen.getvalue().count("epoch 1/1") > 1
 
 
@@ -181,4 +181,4 @@ def test_killed_over_and_over(
         ("on_train_batch_end", 3),
         ("on_train_epoch_end", 1),
     ]
-    assert unequal(cut_and_go_on(kills, SETTINGS[name]), whole[name]) == []
+    assert unequal(kill_and_resume(kills, SETTINGS[name]), whole[name]) == []

@@ -1,4 +1,4 @@
-"""Folders of runs: which run and which checkpoint a fit goes on with, and what it leaves alone."""
+"""Folders of runs: what is read of them, what a fit writes there, and what it leaves alone."""
 
 import os
 import pickle
@@ -13,22 +13,24 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from helpers.malicious import CANARY, Touch
+from helpers.parsing import parsed
 from jsonargparse import Namespace
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger
 from torch.optim.optimizer import ParamsT
 
-from duality_ssl import JointEmbedding
+from duality_ssl import JointEmbedding, __version__
 from duality_ssl.cli import main
+from duality_ssl.runs.config import dump_run_config
 from duality_ssl.runs.folder import (
     Checkpoint,
     RunFolder,
-    _leave_out_replaced,
+    claim_version,
     newest_checkpoint,
-    newest_run,
-    own_folder,
     read_checkpoint,
-    runs_folder,
+    versions,
 )
+from duality_ssl.runs.resume import flatten
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = [
@@ -54,11 +56,20 @@ def save(path: Path, step: int, epochs: int = 0, **entries: Any) -> Path:
     return path
 
 
-def test_the_newest_run_is_that_of_the_greatest_number(tmp_path: Path) -> None:
-    assert newest_run(tmp_path / "no") is None
+def test_versions_are_sorted_by_their_number(tmp_path: Path) -> None:
+    assert versions(tmp_path / "no") == []
     for name in ("version_2", "version_10", "version_9", "version_x", "version_11_copy", "other"):
         (tmp_path / name).mkdir()
-    assert newest_run(tmp_path) == tmp_path / "version_10"
+    assert [run.name for run in versions(tmp_path)] == ["version_2", "version_9", "version_10"]
+    assert claim_version(tmp_path).name == "version_11"
+
+
+def test_two_fits_that_start_at_once_get_two_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("duality_ssl.runs.folder.versions", lambda folder: [])
+    assert claim_version(tmp_path / "a/b").name == "version_0"
+    assert claim_version(tmp_path / "a/b").name == "version_1"
 
 
 @pytest.mark.parametrize(
@@ -92,25 +103,18 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-class Malicious:
-    """Would touch a file if it were unpickled."""
-
-    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        return Path("touched").touch, ()
-
-
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), r"\(0 bytes\) cannot be read as a checkpoint"),
     "half": (half, "cannot be read as a checkpoint: it is truncated"),
     "random": (lambda path: path.write_bytes(os.urandom(9000)), "cannot be read as a checkpoint"),
     "text": (lambda path: path.write_text("weights"), "cannot be read as a checkpoint"),
     "one byte": (flip_a_byte, "the checksum of .* is wrong|cannot be read to its end"),
-    "pickle": (lambda path: path.write_bytes(pickle.dumps(Malicious())), "cannot be read"),
-    "object": (lambda path: torch.save(Malicious(), path), "cannot be read as a checkpoint"),
-    "tensor": (lambda path: torch.save(torch.zeros(2), path), "is no checkpoint to go on from"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps(Touch())), "cannot be read"),
+    "object": (lambda path: torch.save(Touch(), path), "cannot be read as a checkpoint"),
+    "tensor": (lambda path: torch.save(torch.zeros(2), path), "is no checkpoint to resume from"),
     "no counts": (
         lambda path: save(path, 4, loops={"fit_loop": {}}),
-        "is no checkpoint to go on from: it counts no epochs",
+        "is no checkpoint to resume from: it counts no epochs",
     ),
     "weights": (
         lambda path: torch.save({"state_dict": {}}, path),
@@ -134,7 +138,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_it_offered(
     assert str(error.value).endswith(f"The one before it: --ckpt_path {before}")
     with pytest.warns(UserWarning, match=re.escape(str(last))):
         assert newest_checkpoint(tmp_path) == Checkpoint(before, 3, 0)
-    assert not Path("touched").exists()
+    assert not CANARY.exists()
 
 
 def test_missing_checkpoint_is_named_and_the_newest_one_offered(tmp_path: Path) -> None:
@@ -147,9 +151,9 @@ def test_missing_checkpoint_is_named_and_the_newest_one_offered(tmp_path: Path) 
 def test_damaged_checkpoint_with_none_before_it(tmp_path: Path) -> None:
     last = save(tmp_path / "checkpoints/last.ckpt", 4)
     half(last)
-    with pytest.raises(ValueError, match=r"something else\.$"):
+    with pytest.raises(ValueError, match=r"another kind of file\.$"):
         read_checkpoint(last)
-    with pytest.warns(UserWarning, match="It is passed over"):
+    with pytest.warns(UserWarning, match="It is skipped"):
         assert newest_checkpoint(tmp_path) is None
 
 
@@ -174,54 +178,8 @@ def test_complete_is_what_has_reached_a_limit(
     assert checkpoint.is_complete(max_epochs, max_steps) == complete
 
 
-def options(**changes: Any) -> dict[str, Any]:
-    """The part of a config that says where its runs are."""
-    return {
-        "experiment": None,
-        "data": {"source": "digits"},
-        "model": {"class_path": "duality_ssl.VICReg"},
-        "trainer": {"default_root_dir": "runs"},
-        **changes,
-    }
-
-
-@pytest.mark.parametrize(
-    ("changes", "own"),
-    [
-        ({}, True),
-        ({"experiment": "digits"}, True),
-        ({"experiment": "other"}, False),
-        ({"model": {"class_path": "duality_ssl.methods.SimCLR"}}, False),
-        ({"data": {"source": "folder"}}, False),
-        ({"trainer": {"default_root_dir": "elsewhere"}}, False),
-    ],
-    ids=["same", "same by name", "experiment", "method", "source", "root"],
-)
-def test_a_checkpoint_goes_on_in_its_folder_under_the_same_name_only(
-    changes: dict[str, Any], own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    run = runs_folder(options()) / "version_3"
-    last = save(run / "checkpoints/last.ckpt", 1)
-    assert own_folder(last, options()) is None  # nothing says what it is of
-    (run / "config.yaml").write_text(yaml.safe_dump(options()))
-    assert own_folder(last.absolute(), options(**changes)) == (run if own else None)
-
-
-@pytest.mark.parametrize("config", ["", "model: {class_path: VICReg}", "- 1", "data: 3"])
-def test_a_config_that_is_none_of_a_run_names_none(config: str, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(config)
-    assert own_folder(save(tmp_path / "checkpoints/last.ckpt", 1), options()) is None
-
-
-def test_a_run_that_was_moved_goes_on_where_it_is(tmp_path: Path) -> None:
-    last = save(tmp_path / "archive/checkpoints/last.ckpt", 1)
-    (tmp_path / "archive/config.yaml").write_text(yaml.safe_dump(options()))
-    assert own_folder(last, options()) == tmp_path / "archive"
-
-
 class Killed(Exception):
-    """Ends a fit from without."""
+    """Ends a fit."""
 
 
 def fit_until_epoch(epoch: int, words: list[str], patch: pytest.MonkeyPatch) -> None:
@@ -247,24 +205,25 @@ def epochs_of(run: Path) -> int:
     return read_checkpoint(run / "checkpoints/last.ckpt").epochs
 
 
-@pytest.mark.parametrize("how", ["last", "option", "yaml"])
-def test_one_command_starts_goes_on_and_is_complete(
-    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def config_of(run: Path) -> dict[str, Any]:
+    return yaml.safe_load((run / "config.yaml").read_text())
+
+
+def test_one_command_starts_resumes_and_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("resume.yaml").write_text("resume: true")
-    more = {"last": LAST, "option": ["--resume", "true"], "yaml": ["-c", "resume.yaml"]}[how]
     run = Path("runs/digits/VICReg/version_0")
-    fit_until_epoch(0, [*FIT, *more], monkeypatch)  # no checkpoint yet
-    fit_until_epoch(2, [*FIT, *more], monkeypatch)
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    assert (config["ckpt_path"], config["resume"]) == (None, False)
+    fit_until_epoch(0, [*FIT, *LAST], monkeypatch)  # no checkpoint yet
+    fit_until_epoch(2, [*FIT, *LAST], monkeypatch)
+    assert (run / "config.yaml").read_text().startswith(f"# duality_ssl {__version__}\n")
+    assert (config_of(run)["ckpt_path"], config_of(run)["resume"]) == (None, False)
     assert epochs_of(run) == 2
-    main([*FIT, *more])
+    main([*FIT, *LAST])
     assert epochs_of(run) == 3
     before = content(tmp_path)
     with caplog.at_level("INFO"), pytest.raises(SystemExit) as done:
-        main([*FIT, *more])
+        main([*FIT, *LAST])
     assert done.value.code == 0
     assert f"{run}/checkpoints/last.ckpt is complete, at epoch 3 and step 6" in caplog.text
     assert "raise --trainer.max_epochs" in caplog.text
@@ -273,97 +232,174 @@ def test_one_command_starts_goes_on_and_is_complete(
     assert not list(run.glob("config-until*"))
 
 
-def test_the_best_of_the_last_step_is_not_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_sweep_over_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A kill between the last validation and ``last.ckpt`` leaves it as the newest."""
     monkeypatch.chdir(tmp_path)
-    limits = ["--trainer.max_epochs=-1", "--trainer.max_steps", "4"]
-    words = [*FIT, *limits, *LAST]
-    main(words)
-    folder = Path("runs/digits/VICReg/version_0/checkpoints")
-    whole = torch.load(folder / "last.ckpt", weights_only=True)
-    (folder / "last.ckpt").rename(folder / "best.ckpt")
-    assert (newest := newest_checkpoint(folder.parent)) is not None
-    assert (newest.path.stem, newest.step) == ("best", 4)
-    main(words)
-    again = torch.load(folder / "last.ckpt", weights_only=True)
-    for name, weight in whole["state_dict"].items():
-        assert torch.equal(weight, again["state_dict"][name])
+    folder = Path("runs/digits/VICReg")
+    words = [*FIT, *LAST, "--trainer.max_epochs", "1", "--seed_everything"]
+    fit_until_epoch(0, [*words, "0"], monkeypatch)
+    with caplog.at_level("INFO"):
+        main([*words, "1"])
+    assert f"new version in {folder}: version_0 had seed_everything 0 (now 1)." in caplog.text
+    main([*words, "0"])
+    assert [epochs_of(run) for run in versions(folder)] == [1, 1]
+    assert [config_of(run)["seed_everything"] for run in versions(folder)] == [0, 1]
 
 
-@pytest.mark.parametrize("given", ["folder", "file", "absolute"])
-def test_explicit_run_goes_on_in_its_folder(
-    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_explicit_run_is_resumed_in_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = Path("runs/digits/VICReg/version_0")
-    fit_until_epoch(1, FIT, monkeypatch)
-    name = {"folder": run, "file": run / "checkpoints/last.ckpt", "absolute": run.absolute()}[given]
-    main(["fit", "--ckpt_path", str(name)])
-    assert epochs_of(run) == 3
+    fit_until_epoch(1, [*FIT, "--model.covariance", "3"], monkeypatch)
+    former = (run / "config.yaml").read_text()
+    main(["fit", "--ckpt_path", str(run.absolute()), "--trainer.max_epochs", "2"])
+    assert epochs_of(run) == 2
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
     checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     folders = {state["dirpath"] for state in checkpoint["callbacks"].values() if "dirpath" in state}
     assert folders == {str(run / "checkpoints")}
+    # options that are not given are the run's; the former config is kept
+    assert config_of(run)["model"]["init_args"]["covariance"] == 3
+    assert config_of(run)["trainer"]["max_epochs"] == 2
+    assert (run / "config-until-step-2.yaml").read_text() == former
 
 
-def test_going_back_within_a_run_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder = Path("runs/digits/VICReg/version_0/checkpoints")
-    fit_until_epoch(2, FIT, monkeypatch)
-    with pytest.warns(UserWarning, match=r"previous\.ckpt is of step 2, and .* of step 4"):
-        main(["fit", "--ckpt_path", str(folder / "previous.ckpt")])
-    assert epochs_of(folder.parent) == 3
-
-
-@pytest.mark.parametrize("other", ["method", "experiment", "version"])
-def test_last_never_takes_the_checkpoint_of_another_run(
-    other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    main([*FIT, "--trainer.max_epochs", "1"])
-    before = content(tmp_path)
-    words, run = {
-        "method": ([*FIT[:-1], "SimCLR"], "runs/digits/SimCLR/version_0"),
-        "experiment": ([*FIT, "--experiment", "new"], "runs/new/VICReg/version_0"),
-        "version": (FIT, "runs/digits/VICReg/version_1"),
-    }[other]
-    if other == "version":
-        Path(run).mkdir()  # a run that was killed before its first checkpoint
-    main([*words, *LAST, "--trainer.max_epochs", "1"])
-    assert epochs_of(Path(run)) == 1
-    assert before.items() <= content(tmp_path).items()
-    global_step = torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)["global_step"]
-    assert global_step == 2  # from scratch
-
-
-def test_other_values_keep_the_former_config(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_other_values_start_a_version_from_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = Path("runs/digits/VICReg/version_0")
-    main([*FIT, "--trainer.max_epochs", "1"])
-    former = (run / "config.yaml").read_text()
-    with pytest.warns(UserWarning, match="other values than before: trainer.max_epochs 1 -> 2"):
-        main([*FIT, *LAST, "--trainer.max_epochs", "2"])
-    assert (run / "config-until-step-2.yaml").read_text() == former
-    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_epochs"] == 2
-    assert epochs_of(run) == 2
+    fit_until_epoch(1, FIT, monkeypatch)
+    before = content(run)
+    with caplog.at_level("INFO"):
+        main(["fit", "--ckpt_path", str(run), "--model.weight_decay", "0.25"])
+    assert "keeps its own model.weight_decay" in caplog.text
+    assert content(run) == before
+    new = run.with_name("version_1")
+    assert config_of(new)["model"]["init_args"]["weight_decay"] == 0.25
+    last = torch.load(new / "checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 6
+    assert last["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 1e-4
 
 
-def test_values_of_the_run_hold_where_the_words_say_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run with a config and a checkpoint, which nothing has trained."""
     monkeypatch.chdir(tmp_path)
-    fit_until_epoch(1, [*FIT, "--model.covariance", "3"], monkeypatch)
-    main(["fit", "--model", "VICReg", *LAST])
-    config = yaml.safe_load(Path("runs/digits/VICReg/version_0/config.yaml").read_text())
-    assert config["model"]["init_args"]["covariance"] == 3
+    command = parsed(*FIT, "--model.optimizer", "AdamW")
+    run = Path("runs/digits/VICReg/version_0")
+    save(run / "checkpoints/last.ckpt", 2, 1)
+    text = dump_run_config(command.options_parser, command.options)
+    (run / "config.yaml").write_text(text)
+    return run
+
+
+NAMED = {
+    "last": LAST,
+    "option": ["--resume", "true"],
+    "option in a config": ["-c", "resume.yaml"],
+    "last in a config": ["-c", "last.yaml"],
+    "folder in a config": ["-c", "folder.yaml"],
+    "twice": ["--ckpt_path", "no", *LAST],
+    "after a config": ["-c", "no.yaml", "--ckpt_path=last"],
+    "folder": ["--ckpt_path", "runs/digits/VICReg/version_0"],
+    "file": ["--ckpt_path=runs/digits/VICReg/version_0/checkpoints/last.ckpt"],
+}
+
+
+@pytest.mark.parametrize("words", NAMED.values(), ids=NAMED)
+def test_every_way_to_name_a_run_means_the_same(words: list[str], run: Path) -> None:
+    Path("resume.yaml").write_text("resume: true")
+    Path("last.yaml").write_text("ckpt_path: last")
+    Path("no.yaml").write_text("ckpt_path: nosuch")
+    Path("folder.yaml").write_text(f"ckpt_path: {run}")
+    command = parsed(*FIT, *words)
+    assert command.resume[:3] == (run, Checkpoint(run / "checkpoints/last.ckpt", 2, 1), False)
+    assert command.options.ckpt_path is None
+
+
+def test_null_names_no_run(run: Path) -> None:
+    assert parsed(*FIT, *LAST, "--ckpt_path", "null").resume.run is None
+
+
+LISTS = {
+    "callbacks": ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/rankme"],
+    "two callbacks": [
+        *("--trainer.callbacks+", "ModelSummary", "--trainer.callbacks+", "DeviceStatsMonitor"),
+    ],
+    "callbacks in a config": ["-c", "list.yaml"],
+    "logger": ["--trainer.logger+=CSVLogger", "--trainer.logger.save_dir=logs"],
+    "plugins": ["--trainer.plugins+=duality_ssl.runs.checkpoint_io.AtomicCheckpointIO"],
+    "devices": ["--trainer.devices+=0"],
+    "representations": ["--probe.representations+=projector"],
+    "left out": ["--without+=features"],
+}
+
+
+@pytest.mark.parametrize("words", LISTS.values(), ids=LISTS)
+def test_a_list_that_is_appended_to_is_the_same_after_a_resume(words: list[str], run: Path) -> None:
+    Path("list.yaml").write_text("trainer: {callbacks+: {class_path: ModelSummary}}")
+    words = [word for word in [*FIT, *words] if not word.startswith("[probe")]
+    words.remove("--without")
+    first = parsed(*words)
+    (run / "config.yaml").write_text(dump_run_config(first.options_parser, first.options))
+    again = parsed(*words, *LAST)
+    assert again.resume.run == run
+    # and without the option the run's own list holds
+    without = parsed("fit", "--ckpt_path", str(run))
+    first, again, without = (
+        flatten(command.options.as_dict()) | {"config": None} for command in (first, again, without)
+    )
+    assert again == without == first
+
+
+OLD = """
+nosuch: 3
+seed_everything: 0
+model:
+  init_args: {radius: 2.0, backbone: duality_ssl.backbones.resnet_tiny, in_channels: 1}
+  class_path: duality_ssl.SpectralContrastive
+knn: {k: 7, gone: 1}
+trainer:
+  max_epochs: 9
+  callbacks:
+  - class_path: duality_ssl.callbacks.checkpoint.LastCheckpoint
+  - class_path: duality_ssl.callbacks.StepSeed
+  profiler: {class_path: duality_ssl.profiler.StepProfiler}
+  plugins: [{class_path: duality_ssl.checkpoint_io.AtomicCheckpointIO}]
+"""
+
+
+def test_config_of_an_older_release(run: Path) -> None:
+    (run / "config.yaml").write_text(OLD)
+    with pytest.warns(UserWarning, match=r"sets nosuch, knn\.gone: unknown to duality_ssl"):
+        options = parsed("test", "--ckpt_path", str(run)).options
+    arguments = options.model.init_args
+    assert arguments.mu == 2  # both names are of the squared radius
+    assert arguments.backbone == "duality_ssl.networks.backbones.resnet_tiny"
+    assert options.knn.k == 7
+    named = [*options.trainer.callbacks, options.trainer.profiler, *options.trainer.plugins]
+    assert [each.class_path for each in named] == [
+        "duality_ssl.runs.checkpoint.LastCheckpoint",
+        "duality_ssl.callbacks.StepSeed",
+        "lightning.pytorch.profilers.SimpleProfiler",
+        "duality_ssl.runs.checkpoint_io.AtomicCheckpointIO",
+    ]
+
+
+def test_unknown_argument_of_the_model_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "config.yaml").write_text(OLD.replace("radius", "radious"))
+    with pytest.raises(SystemExit), pytest.warns(UserWarning, match="nosuch"):
+        parsed("test", "--ckpt_path", str(run))
+    assert "SpectralContrastive has no option 'radious'" in capsys.readouterr().err
 
 
 class NeedsRate(torch.optim.SGD):
-    """An optimiser whose learning rate has no default."""
+    """An optimizer whose learning rate has no default."""
 
     def __init__(self, params: ParamsT, lr: float, weight_decay: float = 0.5) -> None:
         super().__init__(params, lr=lr, weight_decay=weight_decay)
@@ -372,19 +408,27 @@ class NeedsRate(torch.optim.SGD):
 @pytest.mark.parametrize(
     ("optimizer", "kept"),
     [
-        ("torch.optim.AdamW", {"class_path", "init_args.eps"}),
-        ("duality_ssl.optim.LARS", {"class_path", "init_args.eps"}),
-        ("test_runs.NeedsRate", {"class_path", "init_args.lr", "init_args.eps"}),
+        ("torch.optim.AdamW", {"eps"}),
+        ("duality_ssl.optim.LARS", {"eps"}),
+        ("test_runs.NeedsRate", {"lr", "eps"}),
     ],
 )
 def test_config_leaves_out_what_the_method_replaces(optimizer: str, kept: set[str]) -> None:
+    class Parser:
+        def dump(self, options: Namespace, **_: Any) -> str:
+            return yaml.safe_dump(options.as_dict())
+
     arguments = Namespace(lr=1e-3, weight_decay=0.01, eps=1e-8)
-    config = Namespace(class_path=optimizer, init_args=arguments)
-    _leave_out_replaced(config)
-    assert {*config.keys()} == kept
+    chosen = Namespace(class_path=optimizer, init_args=arguments)
+    options = Namespace(
+        ckpt_path="a", resume=True, model=Namespace(init_args=Namespace(optimizer=chosen))
+    )
+    written = yaml.safe_load(dump_run_config(Parser(), options))
+    assert written["model"]["init_args"]["optimizer"]["init_args"].keys() == kept
+    assert "lr" in arguments
 
 
-def test_damaged_last_is_passed_over_with_a_word(
+def test_damaged_last_is_skipped_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -398,75 +442,71 @@ def test_damaged_last_is_passed_over_with_a_word(
     said = capsys.readouterr().err
     assert f"error: {folder}/last.ckpt (" in said
     assert f"The one before it: --ckpt_path {folder.absolute()}/before.ckpt (DUALITY" in said
-    with pytest.warns(UserWarning, match=r"last\.ckpt .* cannot be read .* It is passed over"):
+    with pytest.warns(UserWarning, match=r"last\.ckpt .* cannot be read .* It is skipped"):
         main([*FIT, *LAST])
     assert epochs_of(folder.parent) == 3
 
 
-def test_own_loggers_have_no_last_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_loggers_there_is_no_last_run(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([*FIT, *LAST, "--trainer.logger", "false"])
-    assert "Expected no --trainer.logger" in capsys.readouterr().err
+    assert "Expected no --trainer.logger false" in capsys.readouterr().err
 
 
-def test_the_same_values_are_passed_over_in_silence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
-) -> None:
+class Board(CSVLogger):
+    """A logger that writes to the working folder by default, as loggers of services do."""
+
+    def __init__(self, save_dir: str = ".", project: str = "none") -> None:
+        super().__init__(save_dir, name=project, version=project)
+
+
+def test_a_logger_of_the_user_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    fit_until_epoch(1, FIT, monkeypatch)
-    main([*FIT, *LAST])
-    assert not [warning for warning in recwarn if "goes on with other values" in str(warning)]
+    run = Path("runs/digits/VICReg/version_0")
+    board = ["--trainer.logger", "test_runs.Board", "--trainer.logger.project", "mine"]
+    fit_until_epoch(1, [*FIT, *board], monkeypatch)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert {path.name for path in run.iterdir()} >= {"config.yaml", "metrics.csv", ".lock", "mine"}
+    assert config_of(run)["trainer"]["logger"]["init_args"]["save_dir"] == "."
+    more = ["--trainer.logger+", "CSVLogger", "--trainer.logger.save_dir", "logs"]
+    main([*FIT, *LAST, *more])
+    assert epochs_of(run) == 3
+    assert list(Path("logs").rglob("metrics.csv"))
+    assert [path.name for path in run.parent.iterdir()] == ["version_0"]
 
 
-def test_changed_values_are_named_in_one_warning(
+@pytest.mark.slow
+def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = Path("runs/digits/VICReg/version_0")
+    words = [*FIT, *LAST, "--trainer.logger", "WandbLogger", "--trainer.logger.project", "mine"]
+    fit_until_epoch(1, words, monkeypatch)
+    main(words)
+    assert epochs_of(run) == 3
+    assert list(run.glob("wandb/offline-run-*"))
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_other_circumstances_are_named_in_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     fit_until_epoch(1, FIT, monkeypatch)
     last = Path("runs/digits/VICReg/version_0/checkpoints/last.ckpt")
     checkpoint = torch.load(last, weights_only=True)
-    checkpoint["ran_with"] |= {"processes": 4, "device": "cuda"}
+    checkpoint["ran_with"] |= {"processes": 4, "images": 96}
     torch.save(checkpoint, last)
-    changes = {
-        "data.batch_size": (64, 32),
-        "data.subset": (128, 96),
-        "trainer.accumulate_grad_batches": (1, 2),
-        "trainer.precision": ("32-true", "bf16-mixed"),
-        "model.covariance": (1, 2),
-        "seed_everything": (0, 7),
-    }
-    words = [word for name, (_, new) in changes.items() for word in (f"--{name}", str(new))]
-    with pytest.warns(UserWarning, match="goes on with other values than before") as all_of:
-        main([*FIT, *LAST, *words])
-    said = [str(one.message) for one in all_of if "other values" in str(one.message)]
-    assert len(said) == 1
-    for name, (old, new) in {**changes, "processes": (4, 1), "device": ("cuda", "cpu")}.items():
-        assert f"{name} {old} -> {new}" in re.sub(r"\.0\b", "", said[0])
-    assert "images 128 -> 96" in said[0]
-    assert "batches of an epoch 2 -> 3" in said[0]
-    assert "max_epochs" not in said[0]
-
-
-def test_the_optimiser_goes_on_with_its_own_values(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    fit_until_epoch(1, FIT, monkeypatch)
-    more = ["--model.base_lr", "0.5", "--model.weight_decay", "0.25"]
-    with pytest.warns(UserWarning, match=r"base_lr 0\.002 -> 0\.5 \(without effect: "):
-        main([*FIT, *LAST, *more])
-    last = torch.load("runs/digits/VICReg/version_0/checkpoints/last.ckpt", weights_only=True)
-    group = last["optimizer_states"][0]["param_groups"][0]
-    assert group["weight_decay"] == 1e-4
-    assert group["initial_lr"] == 0.002 * 64 / 256
-    assert group["lr"] < group["initial_lr"]
+    with pytest.warns(UserWarning, match="processes 4 -> 1, images 96 -> 128"):
+        main([*FIT, *LAST])
 
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from duality_ssl.runs.folder import alone_in
-with alone_in(Path(sys.argv[1])):
+from duality_ssl.runs.folder import lock_run
+with lock_run(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(100)
 """
@@ -491,23 +531,8 @@ def test_one_fit_at_a_time_writes_to_a_run(
     finally:
         holder.kill()
         holder.wait(10)
-    main([*FIT, *LAST])  # the lock is gone with the process
+    main([*FIT, *LAST])  # the lock ends with the process
     assert epochs_of(run) == 3
-
-
-def test_a_folder_that_another_run_has_just_taken_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    main([*FIT, "--trainer.max_epochs", "1"])
-    before = (tmp_path / "runs/digits/VICReg/version_0/config.yaml").read_text()
-    # both have looked for a free number at the same time
-    monkeypatch.setattr(TensorBoardLogger, "_get_next_version", lambda self: 0)
-    with pytest.raises(SystemExit) as done:
-        main([*FIT, "--trainer.max_epochs", "2"])
-    assert done.value.code == 2
-    assert "Another run has just taken runs/digits/VICReg/version_0" in capsys.readouterr().err
-    assert (tmp_path / "runs/digits/VICReg/version_0/config.yaml").read_text() == before
 
 
 def test_processes_that_see_other_checkpoints_are_told(tmp_path: Path) -> None:
@@ -516,8 +541,8 @@ def test_processes_that_see_other_checkpoints_are_told(tmp_path: Path) -> None:
             return "runs/last.ckpt"
 
     class Stub:
-        log_dir, global_rank, is_global_zero, strategy = str(tmp_path), 1, False, Strategy()
+        global_rank, is_global_zero, strategy = 1, False, Strategy()
 
-    folder = RunFolder(parser=None, config=Namespace(ckpt_path="runs/previous.ckpt"))
-    with pytest.raises(ValueError, match=r"Process 1 would go on from runs/previous\.ckpt"):
+    folder = RunFolder(tmp_path, "", checkpoint=Checkpoint(Path("runs/previous.ckpt"), 1, 1))
+    with pytest.raises(ValueError, match=r"Process 1 would resume from runs/previous\.ckpt"):
         folder.setup(Stub(), None, "fit")

@@ -1,5 +1,5 @@
 """The command ``duality-ssl fit|validate|test|predict``."""
 
-from duality_ssl.cli.command import main
+from duality_ssl.cli.command import Command, main
 
-__all__ = ["main"]
+__all__ = ["Command", "main"]

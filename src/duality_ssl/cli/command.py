@@ -1,38 +1,52 @@
 """The command ``duality-ssl fit|validate|test|predict``."""
 
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Any
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal, NoReturn
 
 import torch
+from jsonargparse import ActionConfigFile, DefaultHelpFormatter, Namespace
 from lightning import Callback, Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from duality_ssl.callbacks import ChangedValues, GuardError, RunProgress, RunSummary, StepSeed
+import duality_ssl
+from duality_ssl import callbacks
 from duality_ssl.callbacks.memory import MemoryEstimate
-from duality_ssl.cli.arguments import (
-    SUBCOMMANDS,
-    Arguments,
-    debugging,
-    limit_imports_of,
-    method_names,
-    with_config_of_run,
+from duality_ssl.cli.config_files import CommandLine
+from duality_ssl.cli.messages import (
+    explain,
+    no_method,
+    options_of,
+    refuse,
+    sentence_of,
+    subclasses,
 )
-from duality_ssl.cli.config_files import check_configs, config_files
-from duality_ssl.cli.messages import no_method, refuse, sentence_of
 from duality_ssl.data import SSLDataModule, create_source
 from duality_ssl.methods import JointEmbedding
 from duality_ssl.methods.strategy import check_strategy
-from duality_ssl.registry import imports_as_before
+from duality_ssl.registry import imports_as_before, limit_imports
 from duality_ssl.runs.checkpoint_io import AtomicCheckpointIO
-from duality_ssl.runs.folder import RunFolder, alone_in, runs_folder
-from duality_ssl.runs.loggers import RunCSVLogger, RunTensorBoardLogger
+from duality_ssl.runs.config import check_groups, dump_run_config, read_run_config
+from duality_ssl.runs.folder import RunFolder, read_checkpoint, run_of, runs_folder
+from duality_ssl.runs.loggers import named_loggers, run_loggers
+from duality_ssl.runs.resume import (
+    LAST,
+    Options,
+    Resume,
+    find_checkpoint,
+    flatten,
+    resolve_resume,
+)
 from duality_ssl.runs.supervision import end_together
 
 _DESCRIPTION = """\
@@ -45,146 +59,315 @@ Self-supervised image pretraining: contrastive and non-contrastive methods under
 Methods: {methods}.
 What a method takes: duality-ssl fit --model.help VICReg; all the rest: duality-ssl fit --help."""
 
-# options that the Trainer takes for a run without a step, or divides by
+_SUBCOMMANDS = {
+    "fit": "Pretrain, watch the probes, write runs/EXPERIMENT/METHOD/version_N.",
+    "validate": "Print the metrics of a checkpoint: its online probes and callbacks.RankMe.",
+    "test": "Evaluate frozen features offline; write evaluation.json beside the checkpoint.",
+    "predict": "Write features and labels to features.npz beside the checkpoint.",
+}
+
+_CALLBACKS = {
+    "probe": callbacks.OnlineLinearProbe,
+    "knn": callbacks.OnlineKNN,
+    "rankme": callbacks.RankMe,
+    "duality": callbacks.DualityMonitor,
+    "guard": callbacks.CollapseGuard,
+    "views": callbacks.ViewGrid,
+    "preemption": callbacks.Preemption,
+    "last_checkpoint": callbacks.LastCheckpoint,
+    "best_checkpoint": callbacks.BestCheckpoint,
+    "backbone": callbacks.BackboneWriter,
+    "evaluation": callbacks.OfflineEvaluation,
+    "features": callbacks.FeatureWriter,
+}
+
+# options whose 0 the Trainer takes for a run without a step, or divides by
 _ABOVE_ZERO = (
     *("accumulate_grad_batches", "check_val_every_n_epoch", "limit_train_batches"),
     *("max_epochs", "max_steps", "val_check_interval"),
 )
 
 
-class Command(Arguments):
-    """The command, with the callbacks of a run, its folder, and one seed for everything."""
+def method_names() -> list[str]:
+    """Names that ``--model`` takes, imported methods of the user's included."""
+    return sorted(cls.__name__ for cls in subclasses(JointEmbedding))
+
+
+class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the line breaks of the description."""
+
+
+class _Parser(LightningArgumentParser):
+    """A parser whose errors are one sentence, without the usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what is wrong and what would be right; exit with code 2."""
+        if _debugging() or not self.exit_on_error:
+            super().error(message, ex)
+        refuse(explain(message, getattr(ex, "subcommand_parser", None) or self, method_names()))
+
+
+class Command(LightningCLI):
+    """The command: parses the options, finds what to resume, and runs the Trainer.
+
+    Args:
+        line: What the user typed.
+    """
+
+    resume = Resume()
+    """How a fit starts."""
+    checkpoint: Path | None = None
+    """What the weights are taken from."""
+
+    def __init__(self, line: CommandLine) -> None:
+        self.line = line
+        methods = ", ".join(method_names())
+        super().__init__(
+            args=line.words,
+            model_class=JointEmbedding,
+            datamodule_class=SSLDataModule,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            parser_kwargs={
+                "prog": "duality-ssl",
+                "description": _DESCRIPTION.format(methods=methods),
+                **{name: {"description": _SUBCOMMANDS[name]} for name in self.subcommands()},
+            },
+        )
+
+    @property
+    def options(self) -> Namespace:
+        """The options of the subcommand."""
+        return self.config[self.config.subcommand]
+
+    @property
+    def folder(self) -> Path:
+        """Where the runs of this experiment and method are."""
+        return runs_folder(flatten(self.options.as_dict()))
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The subcommands; only the one that is run, as collecting its options takes a while."""
+        known = super().subcommands()
+        named = self.line.words[:1]
+        return {name: known[name] for name in named if name in known} or known
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser without abbreviations: a mistyped option must not set another one."""
+        kwargs |= {"dump_header": [f"duality_ssl {duality_ssl.__version__}"]}
+        parser = _Parser(allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
+        parser.add_argument(
+            "-c", "--config", action=ActionConfigFile, help="A YAML file of options."
+        )
+        return parser
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what a run decides first, and the many options of the Trainer last."""
+        self.options_parser = parser
+        parser.usage = "%(prog)s [-c FILE.yaml ...] [--model METHOD] [--GROUP.OPTION VALUE ...]"
+        parser.add_argument(
+            "--experiment",
+            type=str | None,
+            default=None,
+            help="Names the run's folder, runs/EXPERIMENT/METHOD/version_N; default: the source.",
+        )
+        parser.add_argument(
+            "--without",
+            type=list[Literal[tuple(_CALLBACKS)]],  # type: ignore[misc]
+            default=[],
+            help="Callbacks to leave out, such as --without '[views, duality]'.",
+        )
+        parser.add_argument(
+            "--resume",
+            type=bool,
+            default=False,
+            help="Resume the newest run of this experiment and method, as --ckpt_path last.",
+        )
+        parser.add_lightning_class_args(JointEmbedding, "model", subclass_mode=True)
+        parser.add_lightning_class_args(SSLDataModule, "data")
+        for key, callback in _CALLBACKS.items():
+            parser.add_lightning_class_args(callback, key)
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({"trainer.default_root_dir": "runs"})
+        # one seed for all
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=lambda x: int(x or 0))
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, find the run, compare, and parse again with the run's config underneath."""
+        for path, content in self.line.configs.items():
+            check_groups(content, path, options_of(parser))
+        given = self.line.ckpt_path
+        if given in (None, LAST):
+            self.config = parser.parse_args(self.line.words)
+            if given is None and self.config.subcommand == "fit" and self.options.resume:
+                given = LAST
+        if given is not None:
+            self._start_from(given, parser)
+        options, seed = self.options, self.options.seed_everything
+        if seed is None or not 0 <= seed < 2**32:
+            refuse(f"Expected seed_everything in 0 ... 2^32 - 1, but got {seed}.")
+        if options.weights_only is False:
+            refuse("Expected no weights_only of false: nothing in a checkpoint is unpickled here.")
+        options.ckpt_path = None  # or Lightning would set the model's options from the checkpoint
+
+    def _start_from(self, given: str, parser: LightningArgumentParser) -> None:
+        """Decide what ``--ckpt_path`` means, and parse with the run's config underneath."""
+        own = {method.__module__ for method in subclasses(JointEmbedding)}
+        limit_imports(own | self.line.modules())
+
+        @cache
+        def load(run: Path) -> Options | None:
+            return read_run_config(run, options_of(parser))
+
+        def merge(config: Options | None) -> Options:
+            words = self.line.over(config)
+            parsed = parser.parse_args(words, defaults=config is None)
+            options: Options = parsed[parsed.subcommand].as_dict()
+            return options
+
+        if self.line.words[0] == "fit":
+            if given == LAST and self.options.trainer.logger is False:
+                refuse(
+                    "Expected no --trainer.logger false with --ckpt_path last: such a fit has no "
+                    "folder. Name a checkpoint with --ckpt_path."
+                )
+            self.resume = resolve_resume(given, load, merge)
+            if self.resume.note:
+                rank_zero_info(self.resume.note)
+            if self.resume.complete:
+                sys.exit(0)
+            self.checkpoint = self.resume.checkpoint.path if self.resume.checkpoint else None
+        else:
+            self.checkpoint = find_checkpoint(given, lambda: self.folder)
+            read_checkpoint(self.checkpoint, of_fit=False)
+        run = self.resume.run or (run_of(self.checkpoint) if self.checkpoint else None)
+        self.config = parser.parse_args(self.line.over(load(run) if run else None))
 
     def before_instantiate_classes(self) -> None:
-        """Refuse to go on without a method; hand the data the seed, the method the channels."""
-        model, data = self._get(self.config, "model"), self._get(self.config, "data")
+        """Refuse a missing method; give the data the seed and the method the channels."""
+        options = self.options
+        model, data = options.model, options.data
         if model.class_path.rpartition(".")[2] == JointEmbedding.__name__:
             refuse(no_method(method_names()))
-        data.seed = int(self._get(self.config, "seed_everything"))
-        if model.get("init_args.in_channels", 3) is None:  # a method may have none of its own
+        data.seed = int(options.seed_everything)
+        if model.get("init_args.in_channels", 3) is None:  # a method may not take any
             model.init_args.in_channels = create_source(data.source, data.root).channels
-        if self.subcommand != "fit" and self._get(self.config, "ckpt_path") is None:
-            rank_zero_warn("Without --ckpt_path the network is as it was drawn, untrained.")
-
-    def after_instantiate_classes(self) -> None:
-        """Refuse what cannot work while no folder is made and no other process is started."""
-        self.datamodule.setup(self.subcommand)
-        self.model.check_images(self.datamodule.channels, self.datamodule.image_size)
-        checkpoint = self._get(self.config, "ckpt_path")
-        if checkpoint is not None:
-            content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-            self.model.check_weights(content)
-        if self.subcommand == "fit":
-            self.datamodule.check_batch(self.trainer.world_size)
-            self.model.build_optimizer(lr=0.1)
-            if checkpoint is None:
-                self.model.load_pretrained()
+        if self.subcommand != "fit" and self.checkpoint is None:
+            rank_zero_warn("Without --ckpt_path the network is untrained: its weights are random.")
+        self.run_config = dump_run_config(self.options_parser, options)
+        # the folder of a run is known later, and a logger may write as soon as it is built
+        named = options.trainer.logger
+        self.logs = named is not False and not options.trainer.fast_dev_run
+        listed = named if isinstance(named, list) else [named]
+        self.named = [each.as_dict() for each in listed if isinstance(each, Namespace)]
+        options.trainer.logger = False
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Log a fit to ``runs/EXPERIMENT/METHOD/version_N``; the other commands log nothing."""
-        config = self._get(self.config_init, "trainer")
-        check_strategy(config.strategy)
-        for name in _ABOVE_ZERO if self.subcommand == "fit" else ():
-            value = config[name]
-            endless = value == -1 and name.startswith("max_")
-            if isinstance(value, int | float) and value <= 0 and not endless:
+        """A trainer with the callbacks of the subcommand; a fit has its folder, too."""
+        options = self.config_init[self.subcommand]
+        settings = {**options.trainer, **kwargs}
+        check_strategy(settings["strategy"])
+        fits = self.subcommand == "fit"
+        for name in _ABOVE_ZERO if fits else ():
+            value = settings[name]
+            no_limit = value == -1 and name.startswith("max_")
+            if isinstance(value, int | float) and value <= 0 and not no_limit:
                 refuse(f"Expected trainer.{name} to be above 0, but got {value}.")
-        if self.subcommand != "fit" or config.logger is False:  # no folder of a new run
-            self.save_config_callback = None
-        self.save_config_kwargs = {"overwrite": self.run is not None}
-        without = {*self._get(self.config, "without")}
-        if config.enable_checkpointing is False:
+        without = {*options.without}
+        if settings["enable_checkpointing"] is False:
             without |= {"last_checkpoint", "best_checkpoint"}
-        keys = self._parser(self.subcommand).callback_keys
-        keys[:] = [key for key in keys if key not in without]
-        callbacks: list[Callback] = []
-        if config.logger in (None, True):
-            kwargs["logger"] = self._loggers() if self.subcommand == "fit" else False
-        if self.subcommand == "fit" and config.logger is not False:
-            callbacks.append(LearningRateMonitor(logging_interval="step"))
-        if self.subcommand == "fit":
-            callbacks += [StepSeed(), ChangedValues(), MemoryEstimate()]
-        plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins]
+        named = settings["callbacks"] or []
+        chosen: list[Callback] = [*(named if isinstance(named, list) else [named])]
+        chosen += [options[key] for key in _CALLBACKS if key not in without]
+        if fits:
+            chosen += [callbacks.StepSeed(), callbacks.ChangedValues(), MemoryEstimate()]
+        if fits and self.logs:
+            start = self.resume.run, self.resume.checkpoint
+            loggers = partial(run_loggers, named=self.named)
+            folder = RunFolder(self.folder, self.run_config, *start, loggers)
+            chosen = [folder, *chosen, LearningRateMonitor("step")]
+        elif self.named and self.logs:  # the other commands log to what the user names
+            run = run_of(self.checkpoint) if self.checkpoint else self.folder
+            settings["logger"] = named_loggers(run, self.named)
+        quiet = settings["enable_progress_bar"] is False
+        # last: what comes after it counts as waiting for data
+        chosen.append(callbacks.RunSummary() if quiet else callbacks.RunProgress())
+        plugins = settings["plugins"]
+        plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            kwargs["plugins"] = [*filter(None, plugins), AtomicCheckpointIO()]
-        # last: what comes after it counts as a wait for data
-        callbacks.append(RunSummary() if config.enable_progress_bar is False else RunProgress())
-        self.trainer_defaults["callbacks"] = callbacks
+            settings["plugins"] = [*filter(None, plugins), AtomicCheckpointIO()]
         try:
-            return super().instantiate_trainer(**kwargs)
+            return Trainer(**settings | {"callbacks": chosen})
         except (ImportError, TypeError, ValueError, MisconfigurationException) as error:
             hint = " On a machine without a GPU take -c configs/hardware/cpu.yaml."
             no_gpu = "No supported gpu" in str(error)
             raise ValueError(f"The Trainer refuses: {error}{hint if no_gpu else ''}") from error
 
-    def after_fit(self) -> None:
-        """Say so if the end of the run is not on the disk."""
+    def after_instantiate_classes(self) -> None:
+        """Refuse what cannot work before a folder is made or another process is started."""
+        self.datamodule.setup(self.subcommand)
+        self.model.check_images(self.datamodule.channels, self.datamodule.image_size)
+        if self.checkpoint is not None:
+            content = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
+            self.model.check_weights(content)
+        if self.subcommand == "fit":
+            self.datamodule.check_batch(self.trainer.world_size)
+            self.model.build_optimizer(lr=0.1)
+            if self.checkpoint is None:
+                self.model.load_pretrained()
+
+    def fit(self, **arguments: Any) -> None:
+        """Train; exit with code 1 if the last checkpoint could not be written."""
+        self._run(self.trainer.fit, arguments)
         plugin = self.trainer.strategy.checkpoint_io
         if isinstance(plugin, AtomicCheckpointIO) and plugin.failed:
             refuse("The fit has ended, but its last checkpoint could not be written.", code=1)
 
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Have Lightning unpickle nothing, whatever a config or the environment says of it."""
-        arguments = super()._prepare_subcommand_kwargs(subcommand)
-        if arguments.get("weights_only") is False:
-            refuse("Expected no weights_only of false: nothing in a checkpoint is unpickled here.")
-        return {**arguments, "weights_only": True}
+    def validate(self, **arguments: Any) -> None:
+        """Compute the metrics of the validation."""
+        self._run(self.trainer.validate, arguments)
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run it on all processes or on none, alone in the folder of a run that goes on."""
-        alone = alone_in(self.run) if self.run and self.trainer.is_global_zero else nullcontext()
-        with alone, end_together(self.trainer):
-            super()._run_subcommand(subcommand)
+    def test(self, **arguments: Any) -> None:
+        """Evaluate the frozen features."""
+        # Lightning's table repeats each figure for each loader; the evaluation prints its own
+        self._run(self.trainer.test, arguments | {"verbose": False})
 
-    def _loggers(self) -> list[RunTensorBoardLogger | RunCSVLogger]:
-        runs = self.run.parent if self.run else runs_folder(self.config.fit)
-        place: dict[str, Any] = {"save_dir": runs.parent, "name": runs.name}
-        version = self.run.name if self.run else None
-        tensorboard = RunTensorBoardLogger(**place, version=version, default_hp_metric=False)
-        return [tensorboard, RunCSVLogger(**place, version=tensorboard.version)]
+    def predict(self, **arguments: Any) -> None:
+        """Write the features."""
+        self._run(self.trainer.predict, arguments)
+
+    def _run(self, function: Callable[..., object], arguments: dict[str, Any]) -> None:
+        checkpoint = str(self.checkpoint) if self.checkpoint else None
+        with end_together(self.trainer):
+            function(**arguments | {"ckpt_path": checkpoint, "weights_only": True})
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run ``duality-ssl`` with these arguments, by default those of the command line.
 
-    A mistake of the user ends in one sentence and exit code 2, a fit that the guard ends in one and
-    exit code 3; with ``DUALITY_SSL_DEBUG=1`` the traceback is shown.
+    A mistake of the user ends in one sentence and exit code 2, a fit that the guard stops in one
+    and exit code 3; with ``DUALITY_SSL_DEBUG=1`` the traceback is shown.
     """
-    own = list(sys.argv[1:] if args is None else args)
     _quiet()
     try:
         with imports_as_before():
-            words = with_config_of_run(own)
-            check_configs(words)
-            if config_files(words) != config_files(own):
-                limit_imports_of(own)
-            Command(
-                words,
-                model_class=JointEmbedding,
-                datamodule_class=SSLDataModule,
-                subclass_mode_model=True,
-                auto_configure_optimizers=False,
-                save_config_callback=RunFolder,
-                seed_everything_default=0,
-                parser_kwargs={
-                    "prog": "duality-ssl",
-                    "description": _DESCRIPTION.format(methods=", ".join(method_names())),
-                    **{name: {"description": text} for name, text in SUBCOMMANDS.items()},
-                },
-            )
+            Command(CommandLine(sys.argv[1:] if args is None else args))
     except Exception as error:
         sentence = sentence_of(error)
-        if sentence is None or debugging():
+        if sentence is None or _debugging():
             raise
         line = f"{sentence} (DUALITY_SSL_DEBUG=1 shows the traceback.)"
-        refuse(line, code=3 if isinstance(error, GuardError) else 2)
+        refuse(line, code=3 if isinstance(error, callbacks.GuardError) else 2)
+
+
+def _debugging() -> bool:
+    """Whether the user wants to see tracebacks, by ``DUALITY_SSL_DEBUG=1``."""
+    return os.environ.get("DUALITY_SSL_DEBUG", "") not in ("", "0")
 
 
 def _quiet() -> None:
-    """Silence what libraries say of each other and the user can do nothing about."""
-    # config.yaml and the events of TensorBoard are in the run's folder before metrics.csv is
-    warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
-    # of a run that goes on
+    """Silence messages of libraries that the user can do nothing about."""
+    # a resumed run's
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
     # the interval is shortened to the epoch when training starts
@@ -192,7 +375,7 @@ def _quiet() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()
     )
-    # each process says so, and it is not so: the callback `Preemption` sets its own
+    # untrue: the callback `Preemption` sets its own handlers
     logging.getLogger("lightning.pytorch.trainer.connectors.signal_connector").addFilter(
         lambda record: "auto-requeueing enabled" not in record.getMessage()
     )

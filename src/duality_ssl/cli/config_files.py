@@ -1,154 +1,87 @@
-"""The YAML files of the command line: refused, with the line, before any of them is put to use."""
+"""The words of a command line, with each of its configs read once."""
 
-from collections.abc import Collection, Sequence
-from itertools import chain, pairwise
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from duality_ssl.registry import did_you_mean
-
-_FLAGS = ("-c", "--config")
-_BYTES = 2**20  # a config has some kilobytes; more is another file, and slow to parse
-_VALUES = 10_000  # what aliases may unfold to
-_LIBYAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # what the options are read with
+from duality_ssl.registry import did_you_mean, named_modules
+from duality_ssl.runs.config import Config, read_config, without
 
 
-def check_configs(words: Sequence[str]) -> None:
-    """Raise ``ValueError`` unless every ``-c FILE`` is there and maps options to values."""
-    for path in config_files(words):
-        if not path.is_file():
-            others = [*Path("configs").glob("*/*.yaml"), *path.parent.glob("*.yaml")]
-            what = " It is a folder: name a file in it." if path.is_dir() else ""
-            hint = what or did_you_mean(str(path), map(str, others))
-            raise ValueError(f"There is no config {path}.{hint}")
-        content = _read(path)
-        found = type(content).__name__
-        if isinstance(content, dict):
-            names = [f"{key!r} for an option" for key in content if not isinstance(key, str)]
-            empty = content and all(value is None for value in content.values())
-            found = names[0] if names else "no value" if empty else ""
-        if found:
-            raise ValueError(
-                f"Expected {path} to map options to values, but it holds {found}. Write lines such "
-                "as `trainer: {max_epochs: 10}`."
-            )
-        if "config" in content:
-            raise ValueError(f"Expected no config inside {path}: give each file its own -c.")
-        _check_classes(content, path)
-
-
-def check_groups(words: Sequence[str], options: Collection[str]) -> None:
-    """Raise ``ValueError`` where a config has a value for a group of options.
+class CommandLine:
+    """What the user typed, with the content of each config in place of its name.
 
     Args:
-        words: The command line.
-        options: What the parser knows, such as ``data.view1.scale``.
-    """
-    for path in config_files(words):
-        _check_group(_read(path), "", path, options)
+        words: The words after ``duality-ssl``.
 
-
-def _check_group(group: dict[str, Any], above: str, path: Path, options: Collection[str]) -> None:
-    for key, value in group.items():
-        name = f"{above}{key}"
-        if not any(option.startswith(f"{name}.") for option in options):
-            continue
-        if not isinstance(value, dict):
-            raise ValueError(
-                f"Expected {name} in {path} to be a group of options, but got "
-                f"{type(value).__name__}. Write `{key}: {{OPTION: VALUE}}`."
-            )
-        _check_group(value, f"{name}.", path, options)
-
-
-def _check_classes(value: Any, path: Path) -> None:
-    """Refuse what names a class in another way than ``{class_path: str, init_args: {}}``."""
-    if isinstance(value, dict):
-        kinds = {"class_path": str, "init_args": dict}
-        wrong = [k for k, kind in kinds.items() if k in value and not isinstance(value[k], kind)]
-        if wrong or "dict_kwargs" in value:
-            raise ValueError(
-                f"Expected {path} to name a class as `class_path: NAME` with `init_args: {{OPTION: "
-                f"VALUE}}`, but {wrong[0] if wrong else 'dict_kwargs'} is another thing there."
-            )
-    for inside in value.values() if isinstance(value, dict) else value:
-        if isinstance(inside, dict | list):
-            _check_classes(inside, path)
-
-
-def config_files(words: Sequence[str]) -> list[Path]:
-    """The files given as ``-c FILE``, ``-cFILE``, ``--config FILE`` or ``--config=FILE``."""
-    files = [value for flag, value in pairwise(words) if flag in _FLAGS]
-    files += [word.partition("=")[2] for word in words if word.startswith("--config=")]
-    files += [word[2:].removeprefix("=") for word in words if word.startswith("-c") and word[2:]]
-    return [Path(file) for file in files]
-
-
-def _read(path: Path) -> Any:
-    if (size := path.stat().st_size) > _BYTES:
-        raise ValueError(f"Expected {path} to be a config, but it has {size:,} bytes.")
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8")
-        value = yaml.load(text, _StrictLoader)
-        yaml.compose(text, _LIBYAML)  # refuses `{scale:[0, 1]}`, which Python's loader takes
-        return value
-    except UnicodeDecodeError as error:
-        reason = f"byte {error.start + 1} is not UTF-8"
-    except RecursionError:
-        reason = "it is nested too deep"
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        reason = f"{f'line {mark.line + 1}: ' if mark else ''}{error.problem or error.context}"
-    except yaml.YAMLError as error:
-        reason = str(error)
-    except Exception:  # a tag's constructor raises whatever it happens upon
-        reason = "a value is not what its tag says"
-    raise ValueError(
-        f"{path} is not YAML that can be read: {' '.join(reason.split())}. Write lines of "
-        "`option: value`, indented by spaces, without tags."
-    )
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Takes no key twice, and no aliases that unfold to more than a config can be.
-
-    A date is a string, as it is to the parser of the options.
+    Raises:
+        ValueError: If a config does not exist, or is not valid.
     """
 
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, looks) for tag, looks in found if tag != "tag:yaml.org,2002:timestamp"]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words: list[str] = []
+        """For the parser."""
+        self.configs: dict[Path, Config] = {}
+        """Contents of the configs."""
+        self.ckpt_path: str | None = None
+        """The checkpoint that is named last, by the option or in a config."""
+        rest = iter(words)
+        for word in rest:
+            flag, equals, value = word.partition("=")
+            if re.match("-c[^=]", word):
+                flag, equals, value = "-c", "=", word[2:]
+            if flag not in ("-c", "--config", "--ckpt_path"):
+                self.words.append(word)
+            elif equals or (value := next(rest, "")):
+                self._add(flag, value)
+            else:  # the parser misses the value
+                self.words.append(flag)
 
-    def get_single_node(self) -> yaml.Node | None:
-        """The document, if it is of a size."""
-        node = super().get_single_node()
-        if node is not None and _unfolded(node, {}) > _VALUES:
-            raise yaml.MarkedYAMLError(problem="its aliases unfold to too many values")
-        return node
+    def _add(self, flag: str, value: str) -> None:
+        if flag == "--ckpt_path":
+            self.words += [flag, value]
+            self.ckpt_path = None if value == "null" else value
+            return
+        path = Path(value)
+        if not path.is_file():
+            others = [*Path("configs").glob("*/*.yaml"), *path.parent.glob("*.yaml")]
+            hint = did_you_mean(value, map(str, others))
+            hint = " It is a folder: name a file in it." if path.is_dir() else hint
+            raise ValueError(f"There is no config {path}.{hint}")
+        text, content = read_config(path)
+        self.words += ["--config", text]
+        self.configs[path] = content
+        if "ckpt_path" in content:
+            named = content["ckpt_path"]
+            self.ckpt_path = None if named is None else str(named)
 
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """The mapping, if each of its keys is there once."""
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else key
-            if name in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{name!r} is there twice", problem_mark=key.start_mark
-                )
-            seen.add(name)
-        return node
+    def modules(self) -> set[str]:
+        """Modules of the classes and functions that the user names."""
+        words = [word for flag, word in pairwise(["", *self.words]) if flag != "--config"]
+        return named_modules([*words, *self.configs.values()])
+
+    def over(self, config: Config | None) -> list[str]:
+        """The words with the config of a run before all others.
+
+        A list that the words append to (``--trainer.callbacks+``) begins without the run's.
+        """
+        if config is None:
+            return self.words
+        for name in self._appended():
+            config = without(config, name.split("."))
+        return [self.words[0], "--config", yaml.safe_dump(config), *self.words[1:]]
+
+    def _appended(self) -> set[str]:
+        flags = {word.partition("=")[0].removeprefix("--") for word in self.words}
+        keys = {name for config in self.configs.values() for name in _names(config)}
+        return {name.removesuffix("+") for name in flags | keys if name.endswith("+")}
 
 
-def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:
-    """How many values a node is with each alias in full; endless where it holds itself."""
-    if id(node) not in known:
-        known[id(node)] = float("inf")
-        within = node.value if isinstance(node, yaml.CollectionNode) else ()
-        children = chain.from_iterable(within) if isinstance(node, yaml.MappingNode) else within
-        known[id(node)] = 1 + sum(_unfolded(child, known) for child in children)
-    return known[id(node)]
+def _names(config: Config, above: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        yield f"{above}{key}"
+        if isinstance(value, dict):
+            yield from _names(value, f"{above}{key}.")

@@ -1,10 +1,10 @@
-"""What went wrong on the command line, in a sentence: the culprit, and the nearest valid names."""
+"""Errors of the command in a sentence: what is wrong, and the nearest valid names."""
 
 import inspect
 import re
 import sys
 import traceback
-from argparse import Action, ArgumentParser, _SubParsersAction
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from duality_ssl._internals.jsonargparse import actions, type_hint
 from duality_ssl.registry import did_you_mean
 
 
@@ -31,7 +32,7 @@ def explain(message: str, parser: ArgumentParser, methods: Sequence[str]) -> str
     if found := re.search(r"does not accept option '([^']+)'", message):
         return _unknown_option(found[1], options_of(parser))
     if found := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
-        name, flags = found[1].split("=")[0], [f"--{action.dest}" for action in _actions(parser)]
+        name, flags = found[1].split("=")[0], [f"--{action.dest}" for action in actions(parser)]
         return f"Unknown argument {name!r}.{did_you_mean(name, flags)}"
     if "required" in message and re.search(r"\bmodel\b", message):
         return no_method(methods)
@@ -53,6 +54,8 @@ def explain(message: str, parser: ArgumentParser, methods: Sequence[str]) -> str
         return _unknown_class(key, ".".join(found.groups()), methods)
     if found := re.search(r"classes with name (\S+)\. Give .*: (.*)\.$", message, re.MULTILINE):
         return f"{key}: several classes are named {found[1]}. Give the module, too: {found[2]}."
+    if found := re.search(r"\.(\w+)':\s+the following arguments are required: (\w+)", message):
+        return f"{found[1]} needs {found[2]}: set --{key}.{found[2]}."
     if key == "model" and (found := re.search(r"Given value: ([\w.]+)$", message)):
         return _unknown_class(key, found[1], methods)
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
@@ -66,17 +69,10 @@ def explain(message: str, parser: ArgumentParser, methods: Sequence[str]) -> str
 
 
 def options_of(parser: ArgumentParser) -> list[str]:
-    """Names of what a config may set, such as ``data.view1.scale``."""
-    alone = ("help", "config", "print_config")  # on the command line
-    names = [action.dest for action in _actions(parser)]
+    """Names of the options that a config may set, such as ``data.view1.scale``."""
+    alone = ("help", "config", "print_config")  # for the command line only
+    names = [action.dest for action in actions(parser)]
     return [name for name in names if name.rpartition(".")[2] not in alone]
-
-
-def _actions(parser: ArgumentParser) -> list[Action]:
-    """What a parser and its subcommands take."""
-    commands = [a.choices for a in parser._actions if isinstance(a, _SubParsersAction)]
-    parsers = [parser, *(command for choices in commands for command in choices.values())]
-    return [action for one in parsers for action in one._actions]
 
 
 def _unknown_option(name: str, options: Sequence[str]) -> str:
@@ -90,7 +86,7 @@ def _short(text: str) -> str:
 
 
 def no_method(methods: Sequence[str]) -> str:
-    """What to say where a method is needed and none is named."""
+    """Ask for a method."""
     return f"No method was chosen. Name one with --model: {', '.join(methods)}."
 
 
@@ -98,7 +94,7 @@ def _unknown_init_arg(key: str, name: str, message: str, methods: Sequence[str])
     cls = _class_named_in(message)
     if cls is None or cls.__name__ == "JointEmbedding":
         return (
-            f"Option {key}.{name} belongs to a method, and none is chosen before it. "
+            f"Option {key}.{name} belongs to a method, and no method is chosen before it. "
             f"Name one with --model: {', '.join(methods)}."
         )
     known = list(inspect.signature(cls).parameters)
@@ -107,21 +103,21 @@ def _unknown_init_arg(key: str, name: str, message: str, methods: Sequence[str])
 
 
 def _class_named_in(message: str) -> type | None:
-    """The innermost class that a message of jsonargparse speaks of."""
+    """The innermost class that a message of jsonargparse names."""
     found = re.findall(r"class_path(?:=| )'([^']+)'", message)
     if not found:
         return None
     module, _, name = found[-1].rpartition(".")
-    # whoever speaks of a class has imported it, or has refused to
+    # jsonargparse has imported the class, or refused to
     cls = getattr(sys.modules.get(module), name, None)
     return cls if isinstance(cls, type) else None
 
 
 def _unknown_import(key: str, name: str) -> str:
     return (
-        f"{key}: the config.yaml of the run names {name}, and of a config that nobody passed only "
-        "classes of duality_ssl, Lightning and torch.optim are imported, and none that calls what "
-        f"it is told to. If you trust it, pass that file with -c, or name {name} yourself."
+        f"{key}: the config.yaml of the run names {name}. From a config that you do not pass with "
+        "-c, only classes of duality_ssl, Lightning and torch.optim are imported, and none that "
+        f"calls other code. If you trust it, pass that file with -c, or name {name} yourself."
     )
 
 
@@ -150,16 +146,16 @@ def _bad_value(key: str, message: str, parser: ArgumentParser) -> str:
     parts = [member for part in (hint, *get_args(hint)) for member in _members(part)]
     choices = [value for value in parts if isinstance(value, str)]
     remedy = did_you_mean(got[0], choices)
-    if got[0] in choices:  # all that is wrong is that it is no list
+    if got[0] in choices:  # only the brackets of the list are missing
         remedy = f" Write it in brackets: '[{got[0]}]'."
     return f"Expected {key} to be {_kind(hint)}, but got {_short(got[0])}.{remedy}"
 
 
 def _annotation(key: str, message: str, parser: ArgumentParser) -> Any:
     """The type of an option, from the parser or from the signature of the class that takes it."""
-    for action in _actions(parser):
+    for action in actions(parser):
         if action.dest == key and key != "model":
-            return getattr(action, "_typehint", None)
+            return type_hint(action)
     cls = _class_named_in(message)
     parameter = inspect.signature(cls).parameters.get(key.rpartition(".")[2]) if cls else None
     return None if parameter is None else parameter.annotation
@@ -187,10 +183,10 @@ def _kind(hint: Any) -> str:
 
 
 def sentence_of(error: BaseException) -> str | None:
-    """The sentence of this package's error in the chain of causes, else ``None``.
+    """The message of this package's error in the chain of causes; None if there is no such error.
 
-    An error from the depths of a library is a bug to be seen whole, with its traceback. So is one
-    that came up while another was handled, which is the other's context and not its cause.
+    An error of a library is a bug, whose traceback is shown. So is an error raised while another
+    one was handled (``__context__``), unless it was raised ``from`` it (``__cause__``).
     """
     chain = [error]
     while cause := chain[-1].__cause__:
@@ -202,15 +198,14 @@ def sentence_of(error: BaseException) -> str | None:
         if not isinstance(link, ValueError | OSError):
             continue
         package = str(Path(__file__).parents[1])
-        if "Original Traceback" in text:  # what a worker of the data loader caught and passed on
+        if "Original Traceback" in text:  # raised in a worker of the data loader
             frames = re.findall(r'File "([^"]+)"', text)
             if frames[-1].startswith(package):
                 return text.rstrip().splitlines()[-1].partition(": ")[2]
             continue
         if isinstance(link, OSError) and link.strerror and link.filename is not None:
             return (
-                f"{link.strerror}: {link.filename}. Check what is there, and who may "
-                "read and write it."
+                f"{link.strerror}: {link.filename}. Check that path, and who may read and write it."
             )
         files = [frame.filename for frame in traceback.extract_tb(link.__traceback__)]
         if isinstance(link, OSError) or (files and files[-1].startswith(package)):
@@ -219,8 +214,8 @@ def sentence_of(error: BaseException) -> str | None:
 
 
 def refuse(sentence: str, code: int = 2) -> NoReturn:
-    """Print the sentence as the command's one error and exit; 2 is for a mistake of the user."""
-    # a name of a file may have line breaks, and bytes that are no character
+    """Print the sentence as the one error of the command and exit; 2 is a mistake of the user."""
+    # the name of a file may hold line breaks, and bytes that are no text
     line = (
         " ".join(map(str.strip, sentence.splitlines())).encode(errors="backslashreplace").decode()
     )

@@ -1,11 +1,9 @@
-"""Folders of runs: where a run is, which of its checkpoints can be read, and how far it is."""
+"""Folders of runs: where a run is, which of its checkpoints can be read, and who writes to it."""
 
-import inspect
-import pkgutil
 import re
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,9 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from jsonargparse import Namespace
-from lightning import LightningModule, Trainer
-from lightning.pytorch.cli import SaveConfigCallback
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from duality_ssl.files import remove_temporary, write_atomically
@@ -34,7 +32,7 @@ class Checkpoint(NamedTuple):
 
     path: Path
     step: int
-    """Optimiser steps taken."""
+    """Optimizer steps taken."""
     epochs: int
     """Epochs finished."""
 
@@ -46,16 +44,34 @@ class Checkpoint(NamedTuple):
 
 
 def runs_folder(options: Mapping[str, Any]) -> Path:
-    """Where the runs of these options are, ``runs/EXPERIMENT/METHOD``."""
-    experiment = options["experiment"] or options["data"]["source"]
-    method = options["model"]["class_path"].rpartition(".")[2]
-    return Path(options["trainer"]["default_root_dir"]) / experiment / method
+    """Where the runs of these options are, ``runs/EXPERIMENT/METHOD``; by their dotted names."""
+    experiment = options["experiment"] or options["data.source"]
+    method = options["model.class_path"].rpartition(".")[2]
+    return Path(options["trainer.default_root_dir"]) / experiment / method
 
 
-def newest_run(folder: Path) -> Path | None:
-    """The ``version_N`` of the greatest N in a folder of runs; None if there is none."""
+def versions(folder: Path) -> list[Path]:
+    """The folders ``version_N`` in a folder of runs, by their number."""
     runs = [path for path in folder.glob("version_*") if re.fullmatch(r"version_\d+", path.name)]
-    return max(runs, key=lambda run: int(run.name.removeprefix("version_")), default=None)
+    return sorted(runs, key=_number)
+
+
+def _number(run: Path) -> int:
+    return int(run.name.removeprefix("version_"))
+
+
+def claim_version(folder: Path) -> Path:
+    """Create the next ``version_N``; no two processes get the same one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = max(map(_number, versions(folder)), default=-1) + 1
+    while True:
+        run = folder / f"version_{number}"
+        try:
+            run.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return run
 
 
 def run_of(checkpoint: Path) -> Path:
@@ -63,39 +79,17 @@ def run_of(checkpoint: Path) -> Path:
     return checkpoint.absolute().parent.parent
 
 
-def own_folder(checkpoint: Path, options: Mapping[str, Any]) -> Path | None:
-    """The run that a checkpoint is of, if these options name its experiment and method.
-
-    Returns:
-        Its folder, spelt as the options spell it where that is the same place; None if the run is
-        of another experiment or method, or none of the command line.
-    """
-    run = run_of(checkpoint)
-    config = run / CONFIG
-    if not config.is_file():
-        return None
-    folder = runs_folder(options)
-    try:
-        former = runs_folder(yaml.safe_load(config.read_text(encoding="utf-8")))
-    except (KeyError, TypeError):  # somebody's own
-        return None
-    if former != folder:
-        return None
-    spelt = folder / run.name
-    return spelt if spelt.resolve() == run.resolve() else run
-
-
 def last_checkpoint(run: Path) -> Path:
-    """Where ``last.ckpt`` is; the newest other one, if a kill came before it had its name."""
+    """Where ``last.ckpt`` is, or the newest other checkpoint if a kill came before the rename."""
     last = run / _FOLDER / "last.ckpt"
     newest = None if last.exists() else newest_checkpoint(run)
     return newest.path if newest else last
 
 
 def newest_checkpoint(run: Path, but: Path | None = None) -> Checkpoint | None:
-    """The checkpoint of a run that is furthest, of those that can be read; None if there is none.
+    """The checkpoint of a run with the most steps; None if no checkpoint can be read.
 
-    Each that cannot be read is named in a warning.
+    Each checkpoint that cannot be read is named in a warning.
 
     Args:
         run: Folder of the run.
@@ -108,30 +102,30 @@ def newest_checkpoint(run: Path, but: Path | None = None) -> Checkpoint | None:
         try:
             found.append(_progress(path))
         except ValueError as error:
-            rank_zero_warn(f"{error} It is passed over.")
+            rank_zero_warn(f"{error} It is skipped.")
     # of two at one step, best.ckpt was written first: its validation had not ended
     found.sort(key=lambda c: (c.step, c.epochs, c.path.stem != "best", c.path.stem == "last"))
     for checkpoint in reversed(found):
         try:
             _check_whole(checkpoint.path)
         except ValueError as error:
-            rank_zero_warn(f"{error} It is passed over.")
+            rank_zero_warn(f"{error} It is skipped.")
         else:
             return checkpoint
     return None
 
 
 def read_checkpoint(path: Path, of_fit: bool = True) -> Checkpoint:
-    """Say how far a checkpoint is, and that it is whole.
+    """Read how far a checkpoint is, and check that it is whole.
 
     Args:
         path: The file.
-        of_fit: Whether a fit is to go on with it, which takes more than the weights.
+        of_fit: Whether a fit resumes from it, which takes more than the weights.
 
     Raises:
-        FileNotFoundError: If it is not there.
-        ValueError: If it is truncated, damaged, or something else than a checkpoint of a fit; the
-            one before it is named, if the run has one.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated, damaged, or no checkpoint of a fit; the message names
+            the checkpoint before it, if the run has one.
     """
     try:
         checkpoint = _progress(path, _OF_FIT if of_fit else {"state_dict"})
@@ -142,7 +136,7 @@ def read_checkpoint(path: Path, of_fit: bool = True) -> Checkpoint:
 
 
 def one_before(path: Path) -> str:
-    """The end of a sentence on a checkpoint that cannot be used: which other one its run has."""
+    """Name the newest other checkpoint of the run, to end a sentence on one that cannot be used."""
     run = run_of(path)
     path = path.absolute()
     others = newest_checkpoint(run, but=path) if path.parent.name == _FOLDER else None
@@ -157,19 +151,19 @@ def _progress(path: Path, needed: AbstractSet[str] = _OF_FIT) -> Checkpoint:
     except Exception as error:  # a damaged file can fail in any way
         raise ValueError(
             f"{path} ({path.stat().st_size:,} bytes) cannot be read as a checkpoint: it is "
-            "truncated, or something else."
+            "truncated, or another kind of file."
         ) from error
     lacking = needed - content.keys() if isinstance(content, dict) else needed
     if lacking:
         names = ", ".join(sorted(lacking))
-        raise ValueError(f"{path} is no checkpoint to go on from: it lacks {names}.")
+        raise ValueError(f"{path} is no checkpoint to resume from: it lacks {names}.")
     if "loops" not in content:
         return Checkpoint(path, 0, 0)
     try:
         epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         return Checkpoint(path, int(content["global_step"]), int(epochs))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no checkpoint to go on from: it counts no epochs.") from error
+        raise ValueError(f"{path} is no checkpoint to resume from: it counts no epochs.") from error
 
 
 def _check_whole(path: Path) -> None:
@@ -183,78 +177,83 @@ def _check_whole(path: Path) -> None:
         raise ValueError(f"{path} is damaged: the checksum of {damaged} is wrong.")
 
 
-class RunFolder(SaveConfigCallback):
-    """Keeps the folder of a run: ``config.yaml``, no left-overs, one fit at a time.
+class RunFolder(Callback):
+    """Chooses the folder of a fit, once, and gives it to everything that writes there.
 
-    ``config.yaml`` says what the run runs with now. If it goes on with other values, what it had
-    until then stays as ``config-until-step-N.yaml``. How it goes on is no part of the file: taken
-    by ``-c``, it starts a run of its own.
+    A new fit claims the next ``version_N``, a resumed one keeps its folder. The first process
+    chooses, locks the folder for as long as the fit lasts, and writes ``config.yaml``; where that
+    file changes, its former content stays as ``config-until-step-N.yaml``. On every process,
+    checkpoints, loggers and the profiler are then pointed to the folder.
 
     Args:
-        *args: Those of Lightning's callback; ``overwrite`` says that the run goes on in its folder.
-        **kwargs: Likewise.
+        folder: Where the runs of the experiment and method are.
+        config: Content of ``config.yaml``.
+        run: Folder of the run that is resumed; None for a new one.
+        checkpoint: What the fit starts from.
+        loggers: Builds the loggers of a run from its folder.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        folder: Path,
+        config: str,
+        run: Path | None = None,
+        checkpoint: Checkpoint | None = None,
+        loggers: Callable[[Path], list[Logger]] = lambda run: [],
+    ) -> None:
+        self._folder = folder
+        self._config = config
+        self._run = run
+        self._checkpoint = checkpoint
+        self._loggers = loggers
         self._held = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """See that all processes mean the same run; tidy its folder, and write the file."""
-        run = Path(trainer.log_dir or trainer.default_root_dir)  # asked of every process
-        goes_on_from = self.config.ckpt_path
-        firsts = trainer.strategy.broadcast(goes_on_from)
-        if goes_on_from != firsts:
+        """Agree on the folder, lock and prepare it, and hand it out."""
+        checkpoint = str(self._checkpoint.path) if self._checkpoint else None
+        first = trainer.strategy.broadcast(checkpoint)
+        if checkpoint != first:
             raise ValueError(
-                f"Process {trainer.global_rank} would go on from {goes_on_from}, and the first one "
-                f"from {firsts}: not every machine sees the run's files yet. Start it again."
+                f"Process {trainer.global_rank} would resume from {checkpoint}, and the first one "
+                f"from {first}: not every machine sees the run's files yet. Start it again."
             )
-        if not trainer.is_global_zero:
-            return
-        path = run / self.config_filename
-        if not self.overwrite:
-            self._held.enter_context(alone_in(run))
-            if path.exists():
-                raise ValueError(f"Another run has just taken {run} for itself. Start this again.")
-        for folder in (run, run / _FOLDER):
-            remove_temporary(folder)
-        new = self._as_yaml()
-        old = path.read_text(encoding="utf-8") if path.is_file() else None
-        if old is not None and yaml.safe_load(old) != yaml.safe_load(new):
-            step = _progress(Path(goes_on_from)).step if goes_on_from else 0
-            kept = run / f"{path.stem}-until-step-{step}{path.suffix}"
-            if not kept.exists():
-                _write(kept, old)
-        if new != old:
-            _write(path, new)
+        run = self._prepare() if trainer.is_global_zero else None
+        run = Path(trainer.strategy.broadcast(str(run)))
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(run / _FOLDER)
+        trainer.loggers = self._loggers(run)
+        for logger in reversed(trainer.loggers):  # wandb wants to start before TensorBoard
+            getattr(logger, "experiment", None)
+        profiler = trainer.profiler  # type: ignore[attr-defined]
+        if profiler.dirpath == trainer.default_root_dir:  # Lightning's choice without a logger
+            profiler.dirpath = run
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Let others have the folder."""
+        """Release the folder."""
         self._held.close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let others have the folder."""
+        """Release the folder."""
         self._held.close()
 
-    def _as_yaml(self) -> str:
-        config = self.config.clone()
-        config.ckpt_path, config.resume = None, False
-        _leave_out_replaced(config.model.get("init_args.optimizer"))
-        text: str = self.parser.dump(config, skip_none=False)
-        return text
-
-
-def _leave_out_replaced(optimizer: Any) -> None:
-    """Drop the optimiser's own learning rate and weight decay: the method's are what it gets."""
-    if not isinstance(optimizer, Namespace):  # a function, or a method that takes none
-        return
-    parameters = inspect.signature(pkgutil.resolve_name(optimizer.class_path)).parameters
-    for name in ("lr", "weight_decay"):
-        # one without a default is needed to read the file again
-        if name in parameters and parameters[name].default is not inspect.Parameter.empty:
-            optimizer.init_args.pop(name, None)
+    def _prepare(self) -> Path:
+        run = self._run or claim_version(self._folder)
+        self._held.enter_context(lock_run(run))
+        for folder in (run, run / _FOLDER):
+            remove_temporary(folder)
+        path = run / CONFIG
+        former = path.read_text(encoding="utf-8") if path.is_file() else None
+        if former is not None and yaml.safe_load(former) != yaml.safe_load(self._config):
+            step = self._checkpoint.step if self._checkpoint else 0
+            kept = run / f"{path.stem}-until-step-{step}{path.suffix}"
+            if not kept.exists():
+                _write(kept, former)
+        if former != self._config:
+            _write(path, self._config)
+        return run
 
 
 def _write(path: Path, text: str) -> None:
@@ -262,13 +261,13 @@ def _write(path: Path, text: str) -> None:
 
 
 @contextmanager
-def alone_in(run: Path) -> Iterator[None]:
-    """Hold the folder of a run, which one fit at a time may write to.
+def lock_run(run: Path) -> Iterator[None]:
+    """Lock the folder of a run: one fit at a time may write to it.
 
-    The lock ends with the process, however it ends. Where the system has none, there is none.
+    The lock ends with the process, however it ends. File systems without locks have none.
 
     Raises:
-        ValueError: If another process holds it.
+        ValueError: If another process holds the lock.
     """
     with (run / ".lock").open("a") as file:
         try:
@@ -276,8 +275,8 @@ def alone_in(run: Path) -> Iterator[None]:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             raise ValueError(
-                f"Another process is training in {run}: wait for its end, or give this run a name "
-                "of its own with --experiment."
+                f"Another process is training in {run}: wait for its end, or name this run "
+                "otherwise with --experiment."
             ) from error
         except OSError:
             pass

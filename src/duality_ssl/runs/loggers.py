@@ -1,102 +1,142 @@
-"""Loggers that a run goes on with: what came after its checkpoint is logged once, not twice."""
+"""Loggers of a run: after a resume each row is logged once, and a user's loggers are added."""
 
 import csv
+import inspect
 import io
 import math
+import pkgutil
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from duality_ssl.files import write_atomically
 
 
-class RunCSVLogger(CSVLogger):
-    """Writes ``metrics.csv``, and goes on with one that is there.
+def run_loggers(run: Path, named: Sequence[Mapping[str, Any]] = ()) -> list[Logger]:
+    """The loggers of a fit: TensorBoard and CSV in its folder, and those that the user names.
 
-    A kill leaves whole rows but for the last, which is dropped; a new column is added to a copy of
-    the file, which takes its place.
+    Args:
+        run: Folder of the run.
+        named: The user's loggers, each a ``class_path`` with its ``init_args``.
     """
+    place: dict[str, Any] = {"save_dir": run.parent.parent, "name": run.parent.name}
+    place["version"] = run.name
+    tensorboard = RunTensorBoardLogger(**place, default_hp_metric=False)
+    return [tensorboard, RunCSVLogger(**place), *named_loggers(run, named)]
+
+
+def named_loggers(run: Path, named: Sequence[Mapping[str, Any]]) -> list[Logger]:
+    """The loggers that the user names; a ``save_dir`` left at its default is below the run's."""
+    return [_build(each, run) for each in named]
+
+
+def _build(logger: Mapping[str, Any], run: Path) -> Logger:
+    cls = pkgutil.resolve_name(logger["class_path"])
+    arguments = {**logger.get("init_args", {}), **logger.get("dict_kwargs", {})}
+    save_dir = inspect.signature(cls).parameters.get("save_dir")
+    if save_dir is not None and arguments.get("save_dir", save_dir.default) == save_dir.default:
+        arguments["save_dir"] = str(run / (save_dir.default or ""))
+    try:
+        built: Logger = cls(**arguments)
+    except Exception as error:  # of the service behind it
+        raise ValueError(f"{cls.__name__} cannot start: {error}") from error
+    return built
+
+
+class RunCSVLogger(Logger):
+    """Writes ``metrics.csv``, and appends to one that exists.
+
+    After a kill the last row may be cut off; it is dropped. A new column is added to a copy of the
+    file, which takes its place.
+
+    Args:
+        save_dir: Folder of an experiment.
+        name: Folder in it, of a method.
+        version: Folder in that, of the run.
+    """
+
+    def __init__(self, save_dir: Path | str, name: str | None, version: int | str) -> None:
+        super().__init__()
+        self._name, self._version = name, version
+        folder = version if isinstance(version, str) else f"version_{version}"
+        self._path = Path(save_dir, name or "", folder, "metrics.csv")
+        self._columns: list[str] = []
+        self._rows: int | None = None  # unknown until the file is read
 
     @property
     def rows(self) -> int:
-        """Rows in the file, with those that wait to be written."""
-        return self.experiment.rows + len(self.experiment.metrics)
-
-    @rank_zero_only
-    def go_on(self, step: int, rows: int | None = None) -> None:
-        """Drop what a run will log again.
-
-        Args:
-            step: Steps that the run had taken at its checkpoint: later rows are dropped.
-            rows: Rows that the file had then; None if nobody knows.
-        """
-        self.experiment.cut(step, rows)
+        """Rows in the file."""
+        if self._rows is None:
+            self.go_on(math.inf)
+        return self._rows or 0
 
     @property
-    @rank_zero_experiment
-    def experiment(self) -> "_Writer":
-        """The file's writer."""
-        if self._experiment is None:
-            self._experiment = _Writer(self.log_dir)
-        return self._experiment  # type: ignore[return-value]
+    def name(self) -> str | None:
+        """Folder of a method."""
+        return self._name
 
+    @property
+    def version(self) -> int | str:
+        """Number or folder of the run."""
+        return self._version
 
-class _Writer(ExperimentWriter):
-    def __init__(self, log_dir: str) -> None:
-        super().__init__(log_dir)
-        self.rows = 0
-        self.cut(math.inf, None)
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Leave them to ``config.yaml`` and TensorBoard."""
 
-    def _check_log_dir_exists(self) -> None:
-        """Delete nothing."""
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append a row."""
+        count, row = self.rows, {**metrics, "step": step}
+        if new := row.keys() - set(self._columns):
+            with self._path.open(newline="") if count else io.StringIO() as file:
+                rows = [*csv.DictReader(file)]
+            self._columns = sorted({*self._columns, *new})
+            self._write([*rows, row])
+        else:
+            with self._path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+        self._rows = count + 1
 
-    def save(self) -> None:
-        """Append the new rows."""
-        self.rows += len(self.metrics)
-        super().save()
+    @rank_zero_only
+    def go_on(self, step: float, rows: int | None = None) -> None:
+        """Drop the rows that a resumed run will log again.
 
-    def cut(self, step: float, rows: int | None) -> None:
-        """Keep the first rows, as far as they are of earlier steps."""
-        self.save()
-        path = Path(self.metrics_file_path)
-        if not path.is_file():
-            return
-        whole, end, _ = path.read_bytes().rpartition(b"\n")
+        Args:
+            step: Steps of the checkpoint: later rows are dropped.
+            rows: Rows of the file at the checkpoint; None if unknown.
+        """
+        content = self._path.read_bytes() if self._path.is_file() else b""
+        whole, end, _ = content.rpartition(b"\n")
         table = csv.DictReader(io.StringIO((whole + end).decode(), newline=""))
         kept = [row for row in islice(table, rows) if int(row["step"]) < step]
-        self.metrics_keys = list(table.fieldnames or ()) if kept else []
-        self.rows = len(kept)
+        self._columns, self._rows = list(table.fieldnames or ()) if kept else [], len(kept)
         if kept:
-            self._rewrite(kept)
+            self._write(kept)
         else:
-            path.unlink()
+            self._path.unlink(missing_ok=True)
 
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        with Path(self.metrics_file_path).open(newline="") as file:
-            self._rewrite(list(csv.DictReader(file)))
-
-    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+    def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self.metrics_keys)
+        writer = csv.DictWriter(text, self._columns)
         writer.writeheader()
         writer.writerows(rows)
-        content = text.getvalue().encode()
-        write_atomically(Path(self.metrics_file_path), lambda file: file.write(content))
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._path, lambda file: file.write(text.getvalue().encode()))
 
 
 class RunTensorBoardLogger(TensorBoardLogger):
-    """Has TensorBoard leave out what a run that was interrupted has logged again."""
+    """Has TensorBoard hide what an interrupted run has logged again."""
 
     @rank_zero_only
     def go_on(self, step: int, rows: int | None = None) -> None:
-        """Hide what is there of this step and later ones, as ``purge_step`` does.
+        """Hide the points of this step and later ones, as ``purge_step`` does.
 
-        Lightning opens the file before it reads the checkpoint.
+        ``purge_step`` itself is needed before Lightning reads the checkpoint.
         """
         from tensorboard.compat.proto.event_pb2 import (  # type: ignore[import-untyped]
             Event,
@@ -104,4 +144,4 @@ class RunTensorBoardLogger(TensorBoardLogger):
         )
 
         start = SessionLog(status=SessionLog.START)
-        self.experiment._get_file_writer().add_event(Event(session_log=start), step)
+        self.experiment.file_writer.add_event(Event(session_log=start), step)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from duality_ssl.data import Augmentation, Draws, View
-from duality_ssl.distributed import Processes
+from duality_ssl.distributed import Group
 
 CHANNELS = pytest.mark.parametrize("channels", [1, 3], ids=["grey", "rgb"])
 
@@ -71,7 +71,7 @@ def test_processes_augment_as_one(world: int, cropped: bool) -> None:
     x = (images(12, 3, 16, 16) * 255).to(torch.uint8)
     expected = augment(x, generator(), cropped=cropped)
     parts = [
-        augment(part, generator(), cropped=cropped, processes=Processes(rank, world))
+        augment(part, generator(), cropped=cropped, group=Group(rank, world))
         for rank, part in enumerate(x.chunk(world))
     ]
     assert torch.equal(torch.cat(parts), expected)

@@ -48,7 +48,7 @@ class Augmentation:
             images: This process's images, as for `apply`.
             generator: Generator on the CPU, in the same state on every process.
             cropped: Whether the images were cropped when they were decoded.
-            processes: The processes that share the batch, with as many images each.
+            group: Processes that share the batch, with as many images each.
 
         Returns:
             What one process with the whole batch makes of these images.

@@ -1,0 +1,198 @@
+"""Configs: YAML that is read strictly, and the ``config.yaml`` of a run, also of older releases."""
+
+import inspect
+import pkgutil
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch.utilities import rank_zero_warn
+
+import duality_ssl
+from duality_ssl.runs.folder import CONFIG
+
+Config = dict[str, Any]
+
+# Names of older releases, as a run's config.yaml has them. A module stands for all names in it.
+_RENAMED_PATHS = {
+    "duality_ssl.backbones": "duality_ssl.networks.backbones",
+    "duality_ssl.callbacks.backbone": "duality_ssl.runs.backbone",
+    "duality_ssl.callbacks.checkpoint": "duality_ssl.runs.checkpoint",
+    "duality_ssl.callbacks.preemption": "duality_ssl.runs.preemption",
+    "duality_ssl.checkpoint_io": "duality_ssl.runs.checkpoint_io",
+    "duality_ssl.loggers": "duality_ssl.runs.loggers",
+    "duality_ssl.memory": "duality_ssl.callbacks.memory",
+    "duality_ssl.profiler.StepProfiler": "lightning.pytorch.profilers.SimpleProfiler",
+}
+_RENAMED_ARGUMENTS = {("SpectralContrastive", "radius"): "mu"}  # the squared radius, also then
+
+
+def dump_run_config(parser: ArgumentParser, options: Namespace) -> str:
+    """Content of ``config.yaml``: every option of a run, except how it was resumed.
+
+    The optimizer's own learning rate and weight decay are left out: the method's replace them.
+    """
+    options = options.clone()
+    options.ckpt_path, options.resume = None, False
+    optimizer = options.model.get("init_args.optimizer")
+    if isinstance(optimizer, Namespace):  # and no function
+        parameters = inspect.signature(pkgutil.resolve_name(optimizer.class_path)).parameters
+        for name in ("lr", "weight_decay"):
+            # one without a default is needed to read the file again
+            if name in parameters and parameters[name].default is not inspect.Parameter.empty:
+                optimizer.init_args.pop(name, None)
+    return parser.dump(options, skip_unset=False)
+
+
+def read_run_config(run: Path, options: Collection[str]) -> Config | None:
+    """Read the ``config.yaml`` of a run, by today's names; None if there is none.
+
+    Unknown options are left out with a warning. A class checks its own arguments later.
+
+    Args:
+        run: Folder of the run.
+        options: Names of all options.
+
+    Raises:
+        ValueError: If the file is no config.
+    """
+    path = run / CONFIG
+    if not path.is_file():
+        return None
+    config: Config = _renamed(read_config(path)[1])
+    check_groups(config, path, options)
+    unknown = [*_unknown(config, options)]
+    for name in unknown:
+        config = without(config, name.split("."))
+    if unknown:
+        rank_zero_warn(
+            f"{path} sets {', '.join(unknown)}: unknown to duality_ssl {duality_ssl.__version__}, "
+            "and left out."
+        )
+    return config
+
+
+def _renamed(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_renamed(each) for each in value]
+    if isinstance(value, str):
+        old = next((old for old in _RENAMED_PATHS if f"{value}.".startswith(f"{old}.")), None)
+        return value.replace(old, _RENAMED_PATHS[old], 1) if old else value
+    if not isinstance(value, dict):
+        return value
+    method = str(value.get("class_path")).rpartition(".")[2]
+    renamed = {key: _renamed(each) for key, each in value.items()}
+    if isinstance(arguments := renamed.get("init_args"), dict):
+        renamed["init_args"] = {
+            _RENAMED_ARGUMENTS.get((method, key), key): each for key, each in arguments.items()
+        }
+    return renamed
+
+
+def _unknown(config: Config, options: Collection[str], above: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        name = f"{above}{key}"
+        if name not in options:
+            yield name
+        elif isinstance(value, dict) and _is_group(name, options):
+            yield from _unknown(value, options, f"{name}.")
+
+
+def _is_group(name: str, options: Collection[str]) -> bool:
+    return any(option.startswith(f"{name}.") for option in options)
+
+
+def without(config: Config, path: Sequence[str]) -> Config:
+    """A config without one of its keys; ``init_args`` may be left out of the path."""
+    key, *deeper = path
+    if key not in config and isinstance(config.get("init_args"), dict):
+        return config | {"init_args": without(config["init_args"], path)}
+    if not deeper:
+        return {name: value for name, value in config.items() if name != key}
+    inside = config.get(key)
+    return config | {key: without(inside, deeper)} if isinstance(inside, dict) else config
+
+
+def check_groups(config: Config, path: Path, options: Collection[str], above: str = "") -> None:
+    """Raise ``ValueError`` where a config has a value in place of a group of options.
+
+    Args:
+        config: Content of the file, or of a group in it.
+        path: The file.
+        options: Names of all options, such as ``data.view1.scale``.
+        above: Name of the group, with a dot.
+    """
+    for key, value in config.items():
+        name = f"{above}{key}"
+        if not _is_group(name, options):
+            continue
+        if not isinstance(value, dict):
+            raise ValueError(
+                f"Expected {name} in {path} to be a group of options, but got "
+                f"{type(value).__name__}. Write `{key}: {{OPTION: VALUE}}`."
+            )
+        check_groups(value, path, options, f"{name}.")
+
+
+def read_config(path: Path) -> tuple[str, Config]:
+    """Read a config: its text and its content.
+
+    Raises:
+        ValueError: If the file is not YAML, or does not map options to values.
+    """
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8")
+        config = yaml.load(text, _StrictLoader)
+    except UnicodeDecodeError as error:
+        raise _not_yaml(path, f"byte {error.start + 1} is not UTF-8") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise _not_yaml(path, f"{line}{error.problem or error.context}") from error
+    except Exception as error:  # the constructor of a tag raises anything
+        raise _not_yaml(path, str(error)) from error
+    found = type(config).__name__
+    if isinstance(config, dict):
+        names = [f"{key!r} for an option" for key in config if not isinstance(key, str)]
+        empty = config and all(value is None for value in config.values())
+        found = names[0] if names else "no value" if empty else ""
+    if found:
+        raise ValueError(
+            f"Expected {path} to map options to values, but it holds {found}. Write lines such as "
+            "`trainer: {max_epochs: 10}`."
+        )
+    if "config" in config:
+        raise ValueError(f"Expected no config inside {path}: give each file its own -c.")
+    return text, config
+
+
+def _not_yaml(path: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"{path} is not valid YAML: {' '.join(reason.split())}. Write lines of `option: value`, "
+        "indented by spaces, without tags."
+    )
+
+
+class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Refuses a key that stands twice; a date is a string, as for jsonargparse."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, looks) for tag, looks in found if tag != "tag:yaml.org,2002:timestamp"]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping, if it has each key once."""
+        seen = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else id(key)
+            if name in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{name!r} is there twice", problem_mark=key.start_mark
+                )
+            seen.add(name)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
