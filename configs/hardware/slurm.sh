@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Two machines of eight GPUs under SLURM: sbatch configs/hardware/slurm.sh --data.root DIR [more options of fit]
-# Each process gets SIGUSR1 ninety seconds before the time limit: the fit writes a checkpoint and the job is queued again.
-# --ckpt_path last then resumes the newest run of this experiment and method, or starts one.
+# Ninety seconds before its time is up each process gets SIGUSR1: the fit writes a checkpoint and the job is queued
+# again. --ckpt_path last then resumes the newest run of this experiment and method, or starts one.
 #SBATCH --job-name=duality-ssl
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
@@ -14,7 +14,7 @@
 #SBATCH --output=slurm-%j.out
 set -euo pipefail
 
-# --kill-on-bad-exit: a process that fails ends the others
+# a process that fails ends the others
 srun --kill-on-bad-exit=1 \
   duality-ssl fit -c configs/experiments/imagenet_vicreg.yaml -c configs/hardware/multi_node.yaml \
   --trainer.num_nodes "$SLURM_NNODES" --trainer.devices "$SLURM_NTASKS_PER_NODE" --data.batch_size 128 \
