@@ -151,7 +151,7 @@ def test_missing_checkpoint_is_named_and_the_newest_one_offered(tmp_path: Path) 
 def test_damaged_checkpoint_with_none_before_it(tmp_path: Path) -> None:
     last = save(tmp_path / "checkpoints/last.ckpt", 4)
     half(last)
-    with pytest.raises(ValueError, match=r"another kind of file\.$"):
+    with pytest.raises(ValueError, match=r"a different kind of file\.$"):
         read_checkpoint(last)
     with pytest.warns(UserWarning, match="It is skipped"):
         assert newest_checkpoint(tmp_path) is None
