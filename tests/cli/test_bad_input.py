@@ -553,7 +553,7 @@ CHECKPOINTS = {
     "checkpoint that is a text": case(
         "test --model VICReg --ckpt_path a.ckpt",
         "a.ckpt",
-        "or another kind of file",
+        "or a different kind of file",
         scene=held("a.ckpt", b"hello"),
     ),
     "checkpoint that is a list": case(

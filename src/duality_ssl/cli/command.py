@@ -61,7 +61,7 @@ What a method takes: duality-ssl fit --model.help VICReg; all the rest: duality-
 
 _SUBCOMMANDS = {
     "fit": "Pretrain, watch the probes, write runs/EXPERIMENT/METHOD/version_N.",
-    "validate": "Print the metrics of a checkpoint: its online probes and callbacks.RankMe.",
+    "validate": "Print the metrics of a checkpoint: its online probes and RankMe.",
     "test": "Evaluate frozen features offline; write evaluation.json beside the checkpoint.",
     "predict": "Write features and labels to features.npz beside the checkpoint.",
 }

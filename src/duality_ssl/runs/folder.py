@@ -151,7 +151,7 @@ def _progress(path: Path, needed: AbstractSet[str] = _OF_FIT) -> Checkpoint:
     except Exception as error:  # a damaged file can fail in any way
         raise ValueError(
             f"{path} ({path.stat().st_size:,} bytes) cannot be read as a checkpoint: it is "
-            "truncated, or another kind of file."
+            "truncated, or a different kind of file."
         ) from error
     lacking = needed - content.keys() if isinstance(content, dict) else needed
     if lacking:

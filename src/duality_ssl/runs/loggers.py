@@ -125,8 +125,11 @@ class RunCSVLogger(Logger):
         writer = csv.DictWriter(text, self._columns)
         writer.writeheader()
         writer.writerows(rows)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._path, lambda file: file.write(text.getvalue().encode()))
+        if self._path.is_file():
+            write_atomically(self._path, lambda file: file.write(text.getvalue().encode()))
+        else:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(text.getvalue(), newline="")
 
 
 class RunTensorBoardLogger(TensorBoardLogger):
