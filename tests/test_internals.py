@@ -28,21 +28,6 @@ from duality_ssl.registry import imports_as_before, limit_imports
 
 PACKAGE = Path(duality_ssl.__file__).parent
 LIBRARIES = ("lightning", "jsonargparse", "torch", "argparse")
-# Private names outside of `_internals`, where an override cannot be. A name that is no longer used
-# has to leave the list.
-ALLOWED: dict[str, set[str]] = {
-    "cli/arguments.py": {
-        *("_choices_actions", "_datamodule_class", "_model_class", "_parse_ckpt_path"),
-        *("_prepare_subcommand_parser", "_subcommand_parsers", "_subcommands_action"),
-    },
-    "cli/command.py": {
-        *("_get", "_parser", "_prepare_subcommand_kwargs", "_run_subcommand"),
-    },
-    "cli/messages.py": {"_SubParsersAction", "_typehint"},
-    "runs/loggers.py": {
-        *("_check_log_dir_exists", "_get_file_writer", "_rewrite_with_new_header"),
-    },
-}
 # private by name alone: documented by the standard library
 DOCUMENTED = {"_replace", "_exit", "_Unpickler"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "_internals" not in path.parts)
@@ -110,9 +95,9 @@ def overridden() -> dict[str, set[str]]:
 def test_private_names_are_in_internals(path: Path) -> None:
     name = str(path.relative_to(PACKAGE))
     found = used(path) | overridden().get(name, set())
-    assert found == ALLOWED.get(name, set()), (
-        f"{name} and the list ALLOWED of this test differ. Use a public name, or put this one into "
-        "duality_ssl/_internals with the reason and a test."
+    assert not found, (
+        f"{name} uses private names. Use public ones, or put these into duality_ssl/_internals "
+        "with the reason and a test."
     )
 
 
