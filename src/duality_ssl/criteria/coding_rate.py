@@ -31,7 +31,7 @@ class TCR(Criterion):
 
     Example:
         >>> square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
-        >>> TCR()(square, square)["invariance"].round(decimals=3)  # the views agree: minus the mean cosine
+        >>> TCR()(square, square)["invariance"].round(decimals=3)  # minus the cosine
         tensor(-1.)
     """
 
