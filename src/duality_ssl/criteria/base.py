@@ -81,7 +81,7 @@ class Criterion(nn.Module, ABC):
         return terms(group.gather(z1), group.gather(z2))
 
     def memory(self, n: int, d: int) -> int:
-        """Estimate the numbers that a step holds beside its two inputs.
+        """Estimate how many values (not bytes) a step keeps beside its two inputs.
 
         About three times the inputs, and the Gram matrix of the smaller side.
 

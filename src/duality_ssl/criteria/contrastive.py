@@ -59,7 +59,7 @@ class _PairContrast(Criterion):
         return contrast_logits(h1, h2, self.temperature, self.similarity, group)
 
     def memory(self, n: int, d: int) -> int:
-        """Estimate the numbers that a step holds; see :meth:`Criterion.memory`."""
+        """Estimate the values that a step keeps; see :meth:`Criterion.memory`."""
         return 5 * 2 * n * d + logsumexp_memory(2 * n)
 
 
