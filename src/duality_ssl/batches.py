@@ -20,8 +20,7 @@ def two_views(batch: Any) -> tuple[Tensor, Tensor, Tensor]:
             return x1, x2, labels
     raise ValueError(
         "Expected training batches ([x1, x2], labels) of two views of N images and N labels, but "
-        f"got {describe(batch)}: let the training set return ((x1, x2), label), with a label of -1 "
-        "for unlabelled images."
+        f"got {describe(batch)}: let the training set return ((x1, x2), label), -1 for no label."
     )
 
 
@@ -43,9 +42,8 @@ def one_view(batch: Any) -> tuple[Tensor, Tensor]:
         case (Tensor() as x) | [Tensor() as x]:
             return x, x.new_full((len(x),), -1).long()
     raise ValueError(
-        "Expected batches (x, labels) of N images and N labels for validation, test and "
-        f"prediction, but got {describe(batch)}: let that data set return (x, label), one view of "
-        "an image without augmentation."
+        "Expected batches (x, labels) of one view of N images and N labels for validation, test "
+        f"and prediction, but got {describe(batch)}: let that data set return (x, label)."
     )
 
 

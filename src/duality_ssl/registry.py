@@ -20,17 +20,10 @@ T = TypeVar("T")
 
 
 def register(known: dict[str, T], name: str, value: T, reserved: Collection[str] = ()) -> None:
-    """Give a class or function a name.
-
-    Args:
-        known: Registered names; the new one is added.
-        name: The name.
-        value: The class or function. It may be registered twice, as when a notebook's cell is run
-            again.
-        reserved: Other names that are taken.
+    """Give a class or function a name; the same one twice, as when a notebook's cell is run again.
 
     Raises:
-        ValueError: If the name is taken.
+        ValueError: If the name is taken, by another one in ``known`` or as one of ``reserved``.
     """
     if name in reserved or _place(known.get(name, value)) != _place(value):
         raise ValueError(
@@ -49,11 +42,6 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
 
     Case and hyphens do not count: ``ResNet`` finds ``resnet18``, ``fashion-mnist`` finds
     ``fashion_mnist``.
-
-    Args:
-        name: What was written.
-        names: The valid names.
-        count: Most names to find.
     """
     plain = {_folded(known): known for known in names}
     wanted = _folded(name)
@@ -87,11 +75,7 @@ def imports_as_before() -> Iterator[None]:
 
 
 def limit_imports(named: Iterable[str]) -> None:
-    """Have jsonargparse import from known packages only.
-
-    Args:
-        named: Other modules to allow, which the user has named.
-    """
+    """Have jsonargparse import from known packages only, and from modules the user has named."""
     own = [name for name in named if name.partition(".")[0] != "jsonargparse"]
     set_parsing_settings(
         import_path_denylist=["*", *_CALLS_ANYTHING],

@@ -62,7 +62,7 @@ def register_backbone(build: Any, /) -> Any:
 
 
 def _register(name: str | None, build: BackboneBuilder) -> BackboneBuilder:
-    build = _checked_builder(build)
+    _check_builder(build)
     register(_BUILDERS, name or build.__name__, build, reserved=_torchvision_names())
     return build
 
@@ -83,7 +83,8 @@ def create_backbone(name: str, in_channels: int = 3, image_size: int | None = No
         ValueError: If the name is unknown (the message lists the nearest names), ``in_channels`` is
             not positive, or a registered builder breaks its contract.
     """
-    _check_channels(in_channels)
+    if not isinstance(in_channels, int) or in_channels < 1:
+        raise ValueError(f"Expected `in_channels` to be at least 1, but got {in_channels!r}.")
     if name in _BUILDERS:
         return _built(name, _BUILDERS[name], in_channels)
     if name in _torchvision_names():
@@ -92,25 +93,16 @@ def create_backbone(name: str, in_channels: int = 3, image_size: int | None = No
 
 
 def build_backbone(name: str, in_channels: int = 3, image_size: int | None = None) -> nn.Module:
-    """Build the backbone of ``model.backbone``, by name or by dotted path.
+    """Build the backbone of ``model.backbone``: as `create_backbone`, or by dotted path.
 
-    `create_backbone` takes no paths, so that a name of any origin imports none of the user's code.
-
-    Args:
-        name: A name for `create_backbone`, or the dotted path of a function for
-            `register_backbone`, such as ``mine.two_layers``; its module is imported.
-        in_channels: Channels of the images, 1 for grey ones.
-        image_size: Side of the images in pixels, for `create_backbone`.
-
-    Raises:
-        ValueError: As `create_backbone`, and if the path is not of such a function or must not be
-            imported.
+    The path is of a function for `register_backbone`, such as ``mine.two_layers``, whose module is
+    imported. `create_backbone` takes none, so that a name of any origin imports no code of a user.
     """
-    _check_channels(in_channels)
     build = None if name in _BUILDERS else import_path(name)
     if build is None:
         return create_backbone(name, in_channels, image_size)
-    return _built(name, _checked_builder(build), in_channels)
+    _check_builder(build)
+    return _built(name, build, in_channels)
 
 
 def available_backbones() -> list[str]:
@@ -124,38 +116,25 @@ def available_backbones() -> list[str]:
     return own + [_TIMM + name if name in own else name for name in timm.list_models()]
 
 
-def _check_channels(in_channels: int) -> None:
-    if not isinstance(in_channels, int) or in_channels < 1:
-        raise ValueError(f"Expected `in_channels` to be at least 1, but got {in_channels!r}.")
-
-
-def _checked_builder(build: Any) -> BackboneBuilder:
-    """Return a builder that can be called with the number of channels."""
+def _check_builder(build: Any) -> None:
     try:
-        if isinstance(build, type) and not issubclass(build, nn.Module):
-            raise TypeError
         signature(build).bind(3)
     except (TypeError, ValueError):
         raise ValueError(
             "Expected a backbone to be a function of the number of channels that builds a module, "
             f"but got {build!r}."
         ) from None
-    checked: BackboneBuilder = build
-    return checked
 
 
 def _built(name: str, build: BackboneBuilder, in_channels: int) -> nn.Module:
     """Build a backbone and check its contract."""
     backbone: Any = build(in_channels)
-    if not isinstance(backbone, nn.Module):
-        raise ValueError(
-            f"Expected backbone {name!r} to be built as a torch.nn.Module, but got {backbone!r}."
-        )
     width = getattr(backbone, "num_features", None)
-    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+    if not isinstance(backbone, nn.Module) or not isinstance(width, int) or width < 1:
         raise ValueError(
-            f"Expected backbone {name!r} to have `num_features`, the columns of its output, as a "
-            f"positive int, but got {width!r}: set it in the function that builds the backbone."
+            f"Expected backbone {name!r} to be built as a torch.nn.Module with a positive int "
+            "`num_features`, the columns of its output, but got a "
+            f"{type(backbone).__name__} with {width!r}."
         )
     return backbone
 
@@ -167,7 +146,7 @@ def check_features(features: Any, rows: int, num_features: int) -> None:
         raise ValueError(
             "Expected the backbone to return features of shape (N, num_features), here "
             f"{(rows, num_features)}, but got {shape}: pool maps and tokens to one row an image, "
-            "and set `num_features` to its length, in the function that builds the backbone."
+            "and set `num_features` to its length."
         )
 
 

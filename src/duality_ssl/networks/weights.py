@@ -40,10 +40,6 @@ def save_backbone(
 def export_backbone(checkpoint: str | Path, path: str | Path) -> None:
     """Write the backbone in a run's checkpoint to a safetensors file, as the end of a fit does.
 
-    Args:
-        checkpoint: Checkpoint of a run, such as ``last.ckpt``.
-        path: The file to write.
-
     Raises:
         FileNotFoundError: If there is no such checkpoint.
         ValueError: If it is no checkpoint of a run.
@@ -55,8 +51,7 @@ def export_backbone(checkpoint: str | Path, path: str | Path) -> None:
         raise ValueError(
             f"Expected {checkpoint} to be a checkpoint of a run, but it holds no backbone."
         )
-    about = content.get("about_backbone")
-    save_backbone(weights, path, about if isinstance(about, dict) else None)
+    save_backbone(weights, path, content.get("about_backbone"))
     rank_zero_info(f"Wrote the {len(weights)} tensors of the backbone in {checkpoint} to {path}.")
 
 
