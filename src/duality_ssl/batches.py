@@ -6,11 +6,7 @@ from torch import Tensor
 
 
 def two_views(batch: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Unpack both views and the labels of a training batch.
-
-    Args:
-        batch: ``([x1, x2], labels)``, images of shape ``(N, C, H, W)`` and labels ``(N,)``, as
-            tuples or lists.
+    """Unpack ``([x1, x2], labels)``, images ``(N, C, H, W)`` and labels ``(N,)``.
 
     Raises:
         ValueError: For any other batch.
@@ -25,11 +21,7 @@ def two_views(batch: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def one_view(batch: Any) -> tuple[Tensor, Tensor]:
-    """Unpack images and labels of a batch for validation, test or prediction.
-
-    Args:
-        batch: ``([x], labels)`` or ``(x, labels)``, as tuples or lists; or images alone, ``x`` or
-            ``[x]``, whose labels are -1.
+    """Unpack ``([x], labels)``, ``(x, labels)``, or ``x`` or ``[x]``, whose labels are -1.
 
     Raises:
         ValueError: For any other batch.

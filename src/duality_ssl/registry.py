@@ -1,8 +1,7 @@
 """Names of options: registering them, importing dotted paths, and the nearest to a mistake.
 
-A config names classes, whose modules are imported: their code runs. That is fine for a config that
-the user passes. The config beside a checkpoint, and the arguments in a checkpoint, may be anybody's
-and are read under `limit_imports`.
+A config names classes, and to import them runs code. A config that the user passes may do so; that
+beside a checkpoint, and the arguments in a checkpoint, are read under `limit_imports`.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -85,10 +84,7 @@ def limit_imports(named: Iterable[str]) -> None:
 
 
 def import_path(path: str) -> Any:
-    """Import a class or function by its dotted path, such as ``mine.Stripes``.
-
-    Returns:
-        The class or function; None if the text is no dotted path, or there is no such module.
+    """Import the class or function at a path such as ``mine.Stripes``; None without such a module.
 
     Raises:
         ValueError: If the module has no such name, or `limit_imports` refuses the path.

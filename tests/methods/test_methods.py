@@ -279,7 +279,7 @@ def test_warmup_as_long_as_the_run_is_said() -> None:
         ({"base_lr": math.nan}, "Expected `base_lr` to be finite and 0 or more, but got nan"),
         ({"weight_decay": -0.1}, "Expected `weight_decay`"),
         ({"warmup_epochs": -1}, "Expected `warmup_epochs`"),
-        ({"final_lr_fraction": 2}, r"Expected `final_lr_fraction` in \[0, 1\], but got 2"),
+        ({"final_lr_fraction": 2}, r"Expected `final_lr_fraction` in \[0, 1\], got 2"),
         ({"backbone": "resnet_tinny"}, "resnet_tiny"),
         ({"projector": "8192--d"}, "8192--d"),
         ({"in_channels": 0}, "in_channels"),

@@ -118,9 +118,7 @@ class JointEmbedding(LightningModule):
             if not 0 <= value < math.inf:
                 raise ValueError(f"Expected `{name}` to be finite and 0 or more, but got {value}.")
         if not 0 <= final_lr_fraction <= 1:
-            raise ValueError(
-                f"Expected `final_lr_fraction` in [0, 1], but got {final_lr_fraction}."
-            )
+            raise ValueError(f"Expected `final_lr_fraction` in [0, 1], got {final_lr_fraction}.")
         super().__init__()
         # classes and functions are left out: checkpoints load with weights_only=True
         self.save_hyperparameters(ignore=["optimizer", "scheduler", "pretrained"])
@@ -155,9 +153,6 @@ class JointEmbedding(LightningModule):
         Returns:
             The ``loss``; for the callbacks ``features`` and ``embeddings`` of both views, detached,
             and the ``labels``.
-
-        Raises:
-            ValueError: For another batch, or a backbone that returns anything but ``(N, F)``.
         """
         x1, x2, labels = two_views(batch)
         if self.joint_forward:
@@ -203,10 +198,7 @@ class JointEmbedding(LightningModule):
         total = optimization.total_steps(self.trainer)
         warmup = optimization.warmup_steps(self.trainer, self.warmup_epochs, total)
         cosine = optimization.warmup_cosine(optimizer, warmup, total, self.final_lr_fraction)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": cosine, "interval": "step"},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
 
     def build_optimizer(self, lr: float) -> torch.optim.Optimizer:
         """Build the optimizer; raise ``ValueError`` if it refuses the values of its options."""

@@ -40,12 +40,10 @@ def register_backbone(build: Any, /) -> Any:
     A decorator: ``@register_backbone`` registers a function by its own name,
     ``@register_backbone("name")`` by another one. The function takes the number of image channels
     and returns a module that maps ``(B, C, H, W)`` to ``(B, num_features)`` and has an int
-    ``num_features``.
+    ``num_features``. The same function may be registered again.
 
     Raises:
-        ValueError: If the name is taken by another registered backbone or by torchvision, or the
-            argument is no such function. The same function may be registered again, as when a
-            notebook's cell is run twice.
+        ValueError: If the name is taken, or the argument is no such function.
 
     Example:
         >>> @register_backbone
