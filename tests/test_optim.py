@@ -303,16 +303,6 @@ def test_fused_steps_where_there_are_any_and_the_user_has_not_chosen(
     assert [group.get("fused") for group in optimizer.param_groups] == [expected] * 2
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.complex64], ids=["meta-device", "complex-numbers"]
-)
-def test_fused_steps_ask_for_real_numbers_on_a_device_that_has_them(dtype: torch.dtype) -> None:
-    device = "meta" if dtype == torch.float32 else "cpu"
-    optimizer = SGD([nn.Parameter(torch.ones(2, dtype=dtype, device=device))], lr=0.1)
-    fuse(optimizer)
-    assert optimizer.param_groups[0]["fused"] is None
-
-
 ADAPTIVE = pytest.mark.parametrize(
     "make",
     [partial(SGD, momentum=0.9, nesterov=True), torch.optim.AdamW],

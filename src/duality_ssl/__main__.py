@@ -2,19 +2,15 @@
 
 import os
 
-# OpenMP threads spin while they wait for work, by default so long that other processes, or the
-# workers of a loader, find no free core. Fewer spins cost an idle machine little:
-# docs/benchmarks.md.
-_SPIN_COUNT = "1000"
-
 
 def limit_spinning() -> None:
-    """Set ``GOMP_SPINCOUNT``, unless the environment says how threads wait.
+    """Let OpenMP threads spin less while they wait, unless the environment says how they wait.
 
-    GNU OpenMP, which PyTorch uses on Linux, reads it once, when torch is loaded.
+    By default they leave no free core for other processes and the workers of a loader. Fewer spins
+    cost an idle machine little (docs/benchmarks.md). The variable is read once, by `import torch`.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & {*os.environ}:
-        os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT
+        os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
 def main() -> None:

@@ -6,11 +6,7 @@ from torch import Tensor
 
 
 def two_views(batch: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Unpack both views and the labels of a training batch.
-
-    Args:
-        batch: ``([x1, x2], labels)``, images of shape ``(N, C, H, W)`` and labels ``(N,)``, as
-            tuples or lists.
+    """Unpack ``([x1, x2], labels)``, images ``(N, C, H, W)`` and labels ``(N,)``.
 
     Raises:
         ValueError: For any other batch.
@@ -20,17 +16,12 @@ def two_views(batch: Any) -> tuple[Tensor, Tensor, Tensor]:
             return x1, x2, labels
     raise ValueError(
         "Expected training batches ([x1, x2], labels) of two views of N images and N labels, but "
-        f"got {describe(batch)}: let the training set return ((x1, x2), label), with a label of -1 "
-        "for unlabelled images."
+        f"got {describe(batch)}: let the training set return ((x1, x2), label), -1 for no label."
     )
 
 
 def one_view(batch: Any) -> tuple[Tensor, Tensor]:
-    """Unpack images and labels of a batch for validation, test or prediction.
-
-    Args:
-        batch: ``([x], labels)`` or ``(x, labels)``, as tuples or lists; or images alone, ``x`` or
-            ``[x]``, whose labels are -1.
+    """Unpack ``([x], labels)``, ``(x, labels)``, or ``x`` or ``[x]``, whose labels are -1.
 
     Raises:
         ValueError: For any other batch.
@@ -43,9 +34,8 @@ def one_view(batch: Any) -> tuple[Tensor, Tensor]:
         case (Tensor() as x) | [Tensor() as x]:
             return x, x.new_full((len(x),), -1).long()
     raise ValueError(
-        "Expected batches (x, labels) of N images and N labels for validation, test and "
-        f"prediction, but got {describe(batch)}: let that data set return (x, label), one view of "
-        "an image without augmentation."
+        "Expected batches (x, labels) of one view of N images and N labels for validation, test "
+        f"and prediction, but got {describe(batch)}: let that data set return (x, label)."
     )
 
 

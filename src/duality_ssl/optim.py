@@ -79,14 +79,7 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every parameter that has a gradient.
-
-        Args:
-            closure: Reevaluates the loss and its gradients.
-
-        Returns:
-            The loss that ``closure`` returned, if given.
-        """
+        """Update every parameter that has a gradient; return the loss of ``closure``, if given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -159,23 +152,15 @@ def _factors(
 def fuse(optimizer: Optimizer) -> None:
     """Let torch's SGD, Adam and AdamW take their steps in one fused kernel: the same, but faster.
 
-    Other optimizers, devices other than CPU and CUDA, and optimizers with an explicit ``fused`` or
-    ``foreach``, or an option that excludes them, stay as they are.
-
-    Args:
-        optimizer: An optimizer before its first step. A state that it loads gets the memory layout
-            of its weights: the fused kernels need it, and those for CPUs do not check it.
+    Other optimizers, and those with an option that chooses or excludes a kernel, stay as they are.
+    A state that is loaded gets the memory layout of its weights: the fused kernels need it, and
+    those for CPUs do not check it.
     """
     optimizer.register_load_state_dict_post_hook(_lay_out_state)
-    undecided = all(optimizer.defaults.get(name) is None for name in ("fused", "foreach"))
-    excluded = any(optimizer.defaults.get(name) for name in ("capturable", "differentiable"))
-    params = (parameter for group in optimizer.param_groups for parameter in group["params"])
-    if (
-        type(optimizer) in (SGD, Adam, AdamW)
-        and undecided
-        and not excluded
-        and all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)
-    ):
+    options = optimizer.defaults
+    chosen = any(options.get(name) is not None for name in ("fused", "foreach"))
+    excluded = options.get("capturable") or options.get("differentiable")
+    if type(optimizer) in (SGD, Adam, AdamW) and not chosen and not excluded:
         for group in optimizer.param_groups:
             group["fused"] = True
 

@@ -1,8 +1,7 @@
 """Names of options: registering them, importing dotted paths, and the nearest to a mistake.
 
-A config names classes, whose modules are imported: their code runs. That is fine for a config that
-the user passes. The config beside a checkpoint, and the arguments in a checkpoint, may be anybody's
-and are read under `limit_imports`.
+A config names classes, and to import them runs code. A config that the user passes may do so; that
+beside a checkpoint, and the arguments in a checkpoint, are read under `limit_imports`.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -20,17 +19,10 @@ T = TypeVar("T")
 
 
 def register(known: dict[str, T], name: str, value: T, reserved: Collection[str] = ()) -> None:
-    """Give a class or function a name.
-
-    Args:
-        known: Registered names; the new one is added.
-        name: The name.
-        value: The class or function. It may be registered twice, as when a notebook's cell is run
-            again.
-        reserved: Other names that are taken.
+    """Give a class or function a name; the same one twice, as when a notebook's cell is run again.
 
     Raises:
-        ValueError: If the name is taken.
+        ValueError: If the name is taken, by another one in ``known`` or as one of ``reserved``.
     """
     if name in reserved or _place(known.get(name, value)) != _place(value):
         raise ValueError(
@@ -49,11 +41,6 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
 
     Case and hyphens do not count: ``ResNet`` finds ``resnet18``, ``fashion-mnist`` finds
     ``fashion_mnist``.
-
-    Args:
-        name: What was written.
-        names: The valid names.
-        count: Most names to find.
     """
     plain = {_folded(known): known for known in names}
     wanted = _folded(name)
@@ -87,11 +74,7 @@ def imports_as_before() -> Iterator[None]:
 
 
 def limit_imports(named: Iterable[str]) -> None:
-    """Have jsonargparse import from known packages only.
-
-    Args:
-        named: Other modules to allow, which the user has named.
-    """
+    """Have jsonargparse import from known packages only, and from modules the user has named."""
     own = [name for name in named if name.partition(".")[0] != "jsonargparse"]
     set_parsing_settings(
         import_path_denylist=["*", *_CALLS_ANYTHING],
@@ -101,10 +84,7 @@ def limit_imports(named: Iterable[str]) -> None:
 
 
 def import_path(path: str) -> Any:
-    """Import a class or function by its dotted path, such as ``mine.Stripes``.
-
-    Returns:
-        The class or function; None if the text is no dotted path, or there is no such module.
+    """Import the class or function at a path such as ``mine.Stripes``; None without such a module.
 
     Raises:
         ValueError: If the module has no such name, or `limit_imports` refuses the path.

@@ -35,7 +35,7 @@ from duality_ssl.data.decode import centre_box, read_crops
 from duality_ssl.data.sampler import BatchRequest
 from duality_ssl.methods import JointEmbedding
 from duality_ssl.networks import backbones
-from duality_ssl.networks.projector import create_projector, parse_projector
+from duality_ssl.networks.projector import parse_projector
 
 DIGITS = str(Path(__file__).parents[2] / "configs/data/digits.yaml")
 SMALL = "--data.image_size 16 --data.batch_size 4 --model.backbone resnet_tiny"
@@ -663,7 +663,6 @@ CALLS = {
     ),
     "projector of a number": case(partial(parse_projector, 8192), "8192", "to be a string"),
     "embedding of a word": case(partial(parse_projector, "d", "8"), "`embedding_dim`", "'8'"),
-    "no features": case(partial(create_projector, "8", 0), "`in_features`", "at least 1"),
     "method without a criterion": case(
         JointEmbedding, "JointEmbedding", "class Mine(JointEmbedding"
     ),

@@ -154,10 +154,8 @@ def test_parameter_groups_adapt_weights_that_are_not_decayed() -> None:
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        pytest.param(nn.Identity(), "Identity to have parameters to train", id="nothing"),
-        pytest.param(
-            nn.Linear(2, 2).requires_grad_(False), "none requires a gradient", id="frozen"
-        ),
+        pytest.param(nn.Identity(), "Identity to have trainable parameters", id="nothing"),
+        pytest.param(nn.Linear(2, 2).requires_grad_(False), "but it has none", id="frozen"),
     ],
 )
 def test_parameter_groups_refuse(module: nn.Module, message: str) -> None:

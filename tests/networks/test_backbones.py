@@ -276,7 +276,7 @@ def test_backbone_at_a_dotted_path(name: str, module: str) -> None:
         ("nett", r"no 'nett' in 'networks_of_mine'\. Did you mean net"),
         ("number", "function of the number of channels that builds a module, but got 3"),
         ("nn.Conv2d", "function of the number of channels that builds a module, but got"),
-        ("broken", "'networks_of_mine.broken' to have `num_features`"),
+        ("broken", "'networks_of_mine.broken' to be built as .* `num_features`"),
         ("sub.net", "There is no 'sub' in 'networks_of_mine'"),
     ],
 )
@@ -304,7 +304,7 @@ def test_names_of_torchvision_are_taken() -> None:
 
 
 @pytest.mark.usefixtures("_own_registry")
-@pytest.mark.parametrize("width", [None, "4", 4.0, True, 0], ids=repr)
+@pytest.mark.parametrize("width", [None, "4", 4.0, 0], ids=repr)
 def test_own_backbone_without_num_features_is_refused(width: object) -> None:
     @register_backbone
     def broken(in_channels: int) -> nn.Module:
@@ -313,7 +313,7 @@ def test_own_backbone_without_num_features_is_refused(width: object) -> None:
             module.num_features = width
         return module
 
-    with pytest.raises(ValueError, match=f"'broken' to have `num_features`.*but got {width!r}"):
+    with pytest.raises(ValueError, match=f"a positive int `num_features`.* with {width!r}"):
         create_backbone("broken")
 
 
@@ -323,7 +323,7 @@ def test_own_backbone_that_is_no_module_is_refused() -> None:
     def broken(in_channels: int) -> nn.Module:
         return torch.relu
 
-    with pytest.raises(ValueError, match=r"'broken' to be built as a torch\.nn\.Module"):
+    with pytest.raises(ValueError, match=r"as a torch\.nn\.Module .* but got a builtin"):
         create_backbone("broken")
 
 

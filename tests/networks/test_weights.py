@@ -295,13 +295,17 @@ def test_a_name_that_leaves_the_folder_is_refused(name: str) -> None:
         BackboneWriter(name)
 
 
-NO_RUNS = [{"state_dict": {"a": torch.ones(1)}}, {"state_dict": 1}, {}, [1]]
+NO_RUNS = {
+    "others": ({"state_dict": {"a": torch.ones(1)}}, "of a run, but it holds no backbone"),
+    "number": ({"state_dict": 1}, "no named tensor"),
+    "list": ([1], "no named tensor"),
+}
 
 
-@pytest.mark.parametrize("content", NO_RUNS, ids=["others", "number", "empty", "list"])
-def test_what_is_no_checkpoint_is_not_exported(content: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("content", "said"), NO_RUNS.values(), ids=NO_RUNS)
+def test_what_is_no_checkpoint_is_not_exported(content: object, said: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "a.ckpt")
-    with pytest.raises(ValueError, match=r"a\.ckpt to be .* of a run, but it holds no backbone"):
+    with pytest.raises(ValueError, match=rf"a\.ckpt to .*{said}"):
         export_backbone(tmp_path / "a.ckpt", tmp_path / "b.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
 

@@ -15,7 +15,6 @@ import pytest
 import torch
 from helpers.callback_stubs import StubData, StubModule, trainer
 
-from duality_ssl import files
 from duality_ssl.callbacks import LastCheckpoint
 from duality_ssl.files import remove_temporary, write_atomically
 from duality_ssl.runs.checkpoint_io import AtomicCheckpointIO
@@ -87,13 +86,13 @@ def fail(code: int) -> Callable[..., None]:
 
 
 FAULTS = {
-    "full disk": ((files.os, "fsync"), errno.ENOSPC, "No space left on device. Free some space"),
-    "quota": ((files.os, "fsync"), errno.EDQUOT, "quota exceeded. Free some space on the disk"),
-    "read-only disk": ((files.tempfile, "mkstemp"), errno.EROFS, "Make the folder writable"),
-    "no access": ((files.tempfile, "mkstemp"), errno.EACCES, "denied. Make the folder writable"),
-    "broken disk": ((files.os, "fsync"), errno.EIO, "Input/output error. Check the disk"),
+    "full disk": ((os, "fsync"), errno.ENOSPC, "No space left on device. Free some space"),
+    "quota": ((os, "fsync"), errno.EDQUOT, "quota exceeded. Free some space on the disk"),
+    "read-only disk": ((Path, "open"), errno.EROFS, "Make the folder writable"),
+    "no access": ((Path, "open"), errno.EACCES, "denied. Make the folder writable"),
+    "broken disk": ((os, "fsync"), errno.EIO, "Input/output error. Check the disk"),
     "no rename": ((Path, "replace"), errno.EPERM, "Operation not permitted"),
-    "no handle": ((files.tempfile, "mkstemp"), errno.EMFILE, "Too many open files"),
+    "no handle": ((Path, "open"), errno.EMFILE, "Too many open files"),
 }
 
 
@@ -193,14 +192,13 @@ def kill_at(fault: str, patch: pytest.MonkeyPatch) -> None:
         "not on the disk": (os, "fsync", die),
         "without a name": (Path, "replace", die),
         "named": (Path, "replace", name_and_die),
-        "before the folder is": (files, "_sync_folder", die),
     }
     patch.setattr(*places[fault])
 
 
 KILLS = {
     **dict.fromkeys(("half written", "not on the disk", "without a name"), 1),
-    **dict.fromkeys(("named", "before the folder is"), 2),
+    "named": 2,
 }
 
 

@@ -1,8 +1,9 @@
 """The training step that all methods share: two views, one network, one criterion."""
 
+import inspect
 import math
 from argparse import ArgumentError
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, ClassVar, Self
@@ -19,8 +20,7 @@ from duality_ssl.batches import one_view, two_views
 from duality_ssl.criteria import Criterion
 from duality_ssl.distributed import process_group
 from duality_ssl.methods import optimization
-from duality_ssl.methods.signature import init_with_criterion_arguments
-from duality_ssl.methods.strategy import check_processes, check_strategy
+from duality_ssl.methods.strategy import check_strategy
 from duality_ssl.networks import weights
 from duality_ssl.networks.backbones import build_backbone, check_features
 from duality_ssl.networks.batch_norm import synchronize_batch_norm
@@ -86,8 +86,7 @@ class JointEmbedding(LightningModule):
         if criterion is not None:
             cls.criterion_class = criterion
             if "__init__" not in vars(cls):
-                init = init_with_criterion_arguments(JointEmbedding, criterion)
-                cls.__init__ = init  # type: ignore[method-assign]
+                cls.__init__ = _init_with_arguments_of(criterion)  # type: ignore[method-assign]
 
     def __init__(
         self,
@@ -119,9 +118,7 @@ class JointEmbedding(LightningModule):
             if not 0 <= value < math.inf:
                 raise ValueError(f"Expected `{name}` to be finite and 0 or more, but got {value}.")
         if not 0 <= final_lr_fraction <= 1:
-            raise ValueError(
-                f"Expected `final_lr_fraction` in [0, 1], but got {final_lr_fraction}."
-            )
+            raise ValueError(f"Expected `final_lr_fraction` in [0, 1], got {final_lr_fraction}.")
         super().__init__()
         # classes and functions are left out: checkpoints load with weights_only=True
         self.save_hyperparameters(ignore=["optimizer", "scheduler", "pretrained"])
@@ -156,9 +153,6 @@ class JointEmbedding(LightningModule):
         Returns:
             The ``loss``; for the callbacks ``features`` and ``embeddings`` of both views, detached,
             and the ``labels``.
-
-        Raises:
-            ValueError: For another batch, or a backbone that returns anything but ``(N, F)``.
         """
         x1, x2, labels = two_views(batch)
         if self.joint_forward:
@@ -200,24 +194,14 @@ class JointEmbedding(LightningModule):
         optimization.warn_of_replaced(optimizer, lr=lr, weight_decay=self.weight_decay)
         fuse(optimizer)
         if self.scheduler is not None:
-            schedule, interval = self.scheduler(optimizer), "epoch"
-        else:
-            total = optimization.total_steps(self.trainer)
-            warmup = optimization.warmup_steps(self.trainer, self.warmup_epochs, total)
-            floor = self.final_lr_fraction
-            schedule = optimization.warmup_cosine(optimizer, warmup, total, floor)
-            interval = "step"
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": interval},
-        }
+            return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
+        total = optimization.total_steps(self.trainer)
+        warmup = optimization.warmup_steps(self.trainer, self.warmup_epochs, total)
+        cosine = optimization.warmup_cosine(optimizer, warmup, total, self.final_lr_fraction)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
 
     def build_optimizer(self, lr: float) -> torch.optim.Optimizer:
-        """Build the optimizer of all parameters; biases and norms do not decay.
-
-        Raises:
-            ValueError: If the optimizer refuses the values of its options.
-        """
+        """Build the optimizer; raise ``ValueError`` if it refuses the values of its options."""
         groups = optimization.parameter_groups(self, self.weight_decay)
         try:
             return self.optimizer([{**group, "lr": lr} for group in groups])
@@ -229,7 +213,6 @@ class JointEmbedding(LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse a strategy or images that do not fit; prepare the network."""
         check_strategy(self.trainer.strategy)
-        check_processes(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         channels = getattr(data, "channels", self.in_channels)
         self.check_images(channels, getattr(data, "image_size", None))
@@ -330,10 +313,6 @@ class JointEmbedding(LightningModule):
         backbone at a dotted path has to be named again, ``backbone="mine.two_layers"``, unless it
         is in the module of the method.
 
-        Args:
-            *args: As for `lightning.LightningModule.load_from_checkpoint`.
-            **kwargs: Likewise.
-
         Raises:
             ValueError: If the file is no checkpoint, or would have to run code.
         """
@@ -346,3 +325,23 @@ class JointEmbedding(LightningModule):
                 raise ValueError(
                     f"The checkpoint cannot be loaded without running code of it: {error}"
                 ) from error
+
+
+def _init_with_arguments_of(criterion: type[Criterion]) -> Callable[..., None]:
+    """Build an ``__init__`` whose signature and docstring name the criterion's arguments, too.
+
+    So the defaults of a criterion stand in its own signature alone.
+    """
+    *shared, _ = inspect.signature(JointEmbedding.__init__).parameters.values()
+    own = inspect.signature(criterion).parameters.values()
+
+    def __init__(self: Any, **kwargs: Any) -> None:
+        JointEmbedding.__init__(self, **kwargs)
+
+    __init__.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [*shared, *(parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in own)]
+    )
+    docs = (inspect.getdoc(cls) or "" for cls in (criterion, JointEmbedding))
+    arguments = "\n".join(doc.partition("Args:\n")[2].partition("\n\n")[0] for doc in docs)
+    __init__.__doc__ = f"Build the network and its criterion.\n\nArgs:\n{arguments}"
+    return __init__

@@ -2,7 +2,6 @@
 
 import inspect
 import math
-from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,12 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def scaled_lr(base_lr: float, global_batch: int) -> float:
-    """Scale a learning rate linearly with the batch: ``base_lr * global_batch / 256``.
-
-    Args:
-        base_lr: Learning rate at a batch of 256.
-        global_batch: Images of one optimizer step, over all processes and accumulated batches; the
-            two views of an image count once.
+    """Scale a learning rate linearly with the batch, in which an image's two views count once.
 
     Reference: Goyal et al., 2017, section 2.1, https://arxiv.org/abs/1706.02677
     """
@@ -87,7 +81,13 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     norms = (nn.LayerNorm, nn.RMSNorm)
     weights: dict[nn.Parameter, None] = {}  # ordered sets: layers may share a parameter
     plain: dict[nn.Parameter, None] = {}
-    exempt = _exempt(module)
+    exempt = {
+        parameter
+        for layer in module.modules()
+        for pattern in getattr(layer, "no_weight_decay", tuple)()
+        for name, parameter in layer.named_parameters(remove_duplicate=False)
+        if fnmatchcase(name, pattern)
+    }
     for layer in module.modules():
         for name, parameter in layer.named_parameters(recurse=False):
             vector = parameter.numel() == max(parameter.shape, default=1)
@@ -97,26 +97,12 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
                 (plain if excluded else weights)[parameter] = None
     if not weights and not plain:
         raise ValueError(
-            f"Expected {type(module).__name__} to have parameters to train, but none requires a "
-            "gradient."
+            f"Expected {type(module).__name__} to have trainable parameters, but it has none."
         )
     return [
         {"params": list(weights), "weight_decay": weight_decay, "adapt": True},
         {"params": list(plain), "weight_decay": 0.0, "adapt": False},
     ]
-
-
-def _exempt(module: nn.Module) -> set[nn.Parameter]:
-    """Parameters that the module, or one within it, names in its ``no_weight_decay()``."""
-    exempt: set[nn.Parameter] = set()
-    for layer in module.modules():
-        patterns: Iterable[str] = getattr(layer, "no_weight_decay", tuple)()
-        exempt.update(
-            parameter
-            for name, parameter in layer.named_parameters(remove_duplicate=False)
-            if any(fnmatchcase(name, pattern) for pattern in patterns)
-        )
-    return exempt
 
 
 def global_batch(trainer: Trainer) -> int:
@@ -133,9 +119,8 @@ def global_batch(trainer: Trainer) -> int:
         size = getattr(loader, "batch_size", None) or getattr(sampler, "batch_size", None)
     if size is None:
         raise ValueError(
-            "Expected a data module or a training loader with a `batch_size` to scale the learning "
-            "rate to, but neither has one: give the data module, or the batch sampler of the "
-            "loader, the attribute `batch_size`, the images of one process's batch."
+            "Expected a `batch_size`, the images of one process's batch, to scale the learning "
+            "rate to: give the data module, or the loader's batch sampler, this attribute."
         )
     return size * trainer.world_size * trainer.accumulate_grad_batches
 
@@ -147,9 +132,8 @@ def total_steps(trainer: Trainer) -> float:
         return total
     # for epochs of a loader without a length Lightning estimates -1
     rank_zero_warn(
-        "Expected a number of steps for the learning rate's cosine, but the length of the fit is "
-        "not known: the rate stays constant after the warm-up. Set --trainer.max_steps, or "
-        "--trainer.max_epochs with a loader that knows its length."
+        "The learning rate stays constant after the warm-up, since the length of the fit is not "
+        "known. Set --trainer.max_steps, or --trainer.max_epochs with a loader that has a length."
     )
     return math.inf
 
@@ -165,28 +149,21 @@ def warmup_steps(trainer: Trainer, epochs: float, total: float) -> float:
     trainer.fit_loop.setup_data()  # before that the length of an epoch is not known
     if math.isinf(trainer.num_training_batches):
         raise ValueError(
-            f"Expected loaders that know their length, to warm up for {epochs:g} epochs, but got "
-            "one that does not. Set --model.warmup_epochs 0, or --trainer.limit_train_batches to "
-            "the number of batches of an epoch."
+            f"Expected a loader that has a length, to warm up for {epochs:g} epochs. Set "
+            "--model.warmup_epochs 0, or --trainer.limit_train_batches to the batches of an epoch."
         )
     per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
     steps = round(epochs * per_epoch)
     if steps >= total and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         rank_zero_warn(
             f"The warm-up of {epochs:g} epochs ({steps} steps) is as long as the whole training "
-            f"({total} steps): the learning rate never reaches its cosine. "
-            "Set --model.warmup_epochs lower."
+            f"({total} steps): there is no cosine. Set --model.warmup_epochs lower."
         )
     return min(steps, total)
 
 
 def warn_of_replaced(optimizer: Optimizer, **used: float) -> None:
-    """Warn if the optimizer was given a value that ``used`` replaces.
-
-    Args:
-        optimizer: As the user built it, with its own defaults.
-        **used: Values that its parameter groups have instead, by name.
-    """
+    """Warn if the user gave the optimizer a value that its groups replace by one of ``used``."""
     parameters = inspect.signature(type(optimizer)).parameters
     for name, value in used.items():
         given = optimizer.defaults.get(name, value)

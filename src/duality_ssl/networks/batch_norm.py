@@ -24,27 +24,20 @@ def synchronize_batch_norm(module: nn.Module, device: torch.device) -> None:
         ValueError: If the network has a batch norm that is neither PyTorch's nor timm's: what it
             does besides would be lost.
     """
+    from timm.layers import BatchNormAct2d, SyncBatchNormAct
+
     for name, child in module.named_children():
         if not isinstance(child, _PLAIN):
             synchronize_batch_norm(child, device)
-        elif type(child) in _PLAIN:
-            if device.type == "cpu":
+        elif type(child) in (*_PLAIN, BatchNormAct2d, SyncBatchNormAct):
+            if type(child) not in _PLAIN or device.type == "cpu":
                 setattr(module, name, SyncBatchNorm(child))
-        elif _is_timms(child):
-            setattr(module, name, SyncBatchNorm(child))
-        else:
+        else:  # a subclass may do more
             raise ValueError(
                 "Expected `sync_batchnorm` for batch norms of PyTorch and timm, but the backbone "
                 f"has {type(child).__name__}, of which a part might be lost. Take another backbone "
                 "or set --trainer.sync_batchnorm false."
             )
-
-
-def _is_timms(norm: nn.Module) -> bool:
-    """Whether it is exactly timm's norm with an activation; a subclass may do more."""
-    from timm.layers import BatchNormAct2d, SyncBatchNormAct
-
-    return type(norm) in (BatchNormAct2d, SyncBatchNormAct)
 
 
 class SyncBatchNorm(nn.Module):
@@ -109,7 +102,6 @@ class SyncBatchNorm(nn.Module):
         if self.running_mean is None or self.running_var is None or batches is None:
             return
         batches += 1  # in place: it is the buffer
-        momentum = self.momentum
-        weight = 1.0 / batches.item() if momentum is None else momentum
+        weight = 1.0 / batches.item() if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean), weight)
         self.running_var.lerp_((variance * count / max(1, count - 1)).to(self.running_var), weight)

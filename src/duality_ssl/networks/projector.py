@@ -36,20 +36,17 @@ def parse_projector(spec: str, embedding_dim: int | None = None) -> list[int]:
         raise ValueError(
             f'Expected `projector` to be a string, such as "8192-8192-2048", but got {spec!r}.'
         )
-    if embedding_dim is not None and (
-        not isinstance(embedding_dim, int) or not 1 <= embedding_dim <= _WIDEST
-    ):
+    if embedding_dim is not None and embedding_dim not in range(1, _WIDEST + 1):
         raise ValueError(
-            f"Expected `embedding_dim` to be a whole number of 1 to {_WIDEST}, but got "
-            f"{embedding_dim!r}."
+            f"Expected `embedding_dim` in 1 ... {_WIDEST}, or not set, but got {embedding_dim!r}."
         )
     widths: list[int] = []
     for position, part in enumerate(spec.split("-"), start=1):
         if part == "d":
             if embedding_dim is None:
                 raise ValueError(
-                    f"Expected a number for the letter d of projector {_short(spec)}, but "
-                    f"`embedding_dim` is not set: set it, or write the number in place of d."
+                    f"Expected a number for the letter d of projector {spec!r}, but "
+                    f"`embedding_dim` is not set."
                 )
             widths.append(embedding_dim)
         elif _WIDTH.fullmatch(part) and int(part) <= _WIDEST:
@@ -58,18 +55,14 @@ def parse_projector(spec: str, embedding_dim: int | None = None) -> list[int]:
             raise ValueError(
                 f"Expected `projector` to be widths of 1 to {_WIDEST} or the letter d, joined by "
                 f'single hyphens, such as "8192-8192-2048" or "2048-d", but part {position} of '
-                f"{_short(spec)} is {_short(part) if part else 'empty'}."
+                f"{spec!r} is {repr(part) if part else 'empty'}."
             )
     if embedding_dim not in (None, widths[-1]):
         raise ValueError(
-            f"Expected `embedding_dim` to be the last width of projector {_short(spec)}, but got "
+            f"Expected `embedding_dim` to be the last width of projector {spec!r}, but got "
             f"{embedding_dim}: leave it out, or end the projector with the letter d."
         )
     return widths
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def create_projector(
@@ -87,25 +80,22 @@ def create_projector(
         embedding_dim: Width that the letter ``d`` of ``spec`` stands for.
 
     Raises:
-        ValueError: If ``spec`` is invalid, ``in_features`` is not positive, or the layers would
-            have more than 2^32 weights.
+        ValueError: If ``spec`` is invalid, or the layers would have more than 2^32 weights.
 
     Example:
         >>> create_projector("512-d", 128, embedding_dim=64)[-1]
         Linear(in_features=512, out_features=64, bias=False)
     """
-    if in_features < 1:
-        raise ValueError(f"Expected `in_features` to be at least 1, but got {in_features}.")
     *hidden, last = parse_projector(spec, embedding_dim)
     weights = sum(wide * high for wide, high in pairwise([in_features, *hidden, last]))
     if weights > _MOST_WEIGHTS:
         raise ValueError(
-            f"Expected a projector of at most {_MOST_WEIGHTS:,} weights, but {_short(spec)} after "
+            f"Expected a projector of at most {_MOST_WEIGHTS:,} weights, but {spec!r} after "
             f"{in_features} features has {weights:,}: make it narrower."
         )
     layers: list[nn.Module] = []
     for width in hidden:
-        layers += [nn.Linear(in_features, width, bias=False), nn.BatchNorm1d(width)]
-        layers += [nn.ReLU(inplace=True)]
+        linear = nn.Linear(in_features, width, bias=False)
+        layers += [linear, nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
         in_features = width
     return nn.Sequential(*layers, nn.Linear(in_features, last, bias=False))

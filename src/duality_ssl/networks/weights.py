@@ -23,8 +23,8 @@ def save_backbone(
     Args:
         weights: The backbone's state dict.
         path: The file; its folder is created.
-        about: Metadata, as from `duality_ssl.JointEmbedding.about_backbone`: strings are written as
-            they are, other values as JSON, None is left out.
+        about: Metadata, as from `duality_ssl.JointEmbedding.about_backbone`; what is no string is
+            written as JSON, and None is left out.
     """
     given = {str(key): value for key, value in (about or {}).items() if value is not None}
     texts = {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in given.items()}
@@ -40,23 +40,17 @@ def save_backbone(
 def export_backbone(checkpoint: str | Path, path: str | Path) -> None:
     """Write the backbone in a run's checkpoint to a safetensors file, as the end of a fit does.
 
-    Args:
-        checkpoint: Checkpoint of a run, such as ``last.ckpt``.
-        path: The file to write.
-
     Raises:
         FileNotFoundError: If there is no such checkpoint.
         ValueError: If it is no checkpoint of a run.
     """
     content = _load(Path(checkpoint))
-    states = content.get("state_dict") if isinstance(content, dict) else None
-    weights = _below(states, "backbone.") if isinstance(states, dict) else {}
+    weights = _below(_named(content, checkpoint), "backbone.")
     if not weights:
         raise ValueError(
             f"Expected {checkpoint} to be a checkpoint of a run, but it holds no backbone."
         )
-    about = content.get("about_backbone")
-    save_backbone(weights, path, about if isinstance(about, dict) else None)
+    save_backbone(weights, path, content.get("about_backbone"))
     rank_zero_info(f"Wrote the {len(weights)} tensors of the backbone in {checkpoint} to {path}.")
 
 
@@ -123,7 +117,7 @@ def _load(path: Path) -> Any:
         ) from error
 
 
-def _named(content: Any, path: Path) -> dict[str, Tensor]:
+def _named(content: Any, path: str | Path) -> dict[str, Tensor]:
     """The named tensors in the content of a file."""
     for name in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
