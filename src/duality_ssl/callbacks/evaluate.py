@@ -1,7 +1,6 @@
 """Offline evaluation at the end of ``trainer.test``: frozen features, ``evaluation.json``."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,8 +49,8 @@ class OfflineEvaluation(Callback):
         self.settings = Settings(
             k, temperature, max_linear_samples, labels_per_class, few_label_draws
         )
-        self._train = OutputStore(())
-        self._val = OutputStore(())
+        self._train: OutputStore
+        self._val: OutputStore
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with empty stores; require a training and a validation loader."""
@@ -68,7 +67,7 @@ class OfflineEvaluation(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Mapping[str, Any],  # type: ignore[override]
+        outputs: Any,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,

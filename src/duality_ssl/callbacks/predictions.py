@@ -10,10 +10,6 @@ from duality_ssl.callbacks.outputs import OutputStore, gather_strings, output_pa
 from duality_ssl.files import write_atomically
 
 
-def _new_store() -> OutputStore:
-    return OutputStore(("features", "labels"), optional=("embeddings",), device="cpu")
-
-
 class FeatureWriter(Callback):
     """Writes features, embeddings and labels of all of ``trainer.predict`` to one file.
 
@@ -30,12 +26,13 @@ class FeatureWriter(Callback):
 
     def __init__(self, filename: str = "features.npz") -> None:
         self.filename = filename
-        self._store = _new_store()
+        self._store: OutputStore
         self._paths: list[str] = []
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with an empty store."""
-        self._store, self._paths = _new_store(), []
+        self._store = OutputStore(("features", "labels"), optional=("embeddings",), device="cpu")
+        self._paths = []
 
     def on_predict_batch_end(
         self,

@@ -1,6 +1,5 @@
 """RankMe: the effective rank of validation embeddings and features, without labels."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -37,7 +36,7 @@ class RankMe(Callback):
         if max_samples < 2:
             raise ValueError(f"Expected `max_samples` of at least 2, but got {max_samples}.")
         self.max_samples = max_samples
-        self._store = OutputStore(("features",), optional=("embeddings",))
+        self._store: OutputStore
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with an empty store."""
@@ -47,7 +46,7 @@ class RankMe(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Mapping[str, Any],  # type: ignore[override]
+        outputs: Any,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
