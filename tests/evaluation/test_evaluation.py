@@ -1,6 +1,4 @@
-import inspect
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +176,6 @@ def test_defaults_stand_in_one_place(small: Sets) -> None:
     assert results["linear_top1"] == linear_top1(*small)
     assert results["knn_top1"] == knn_top1(*small)
     assert (results["few_label_top1"], results["few_label_std"]) == few_label_top1(*small)
-    parameters = inspect.signature(OfflineEvaluation).parameters
-    assert list(parameters) == [field.name for field in fields(Settings)]
 
 
 def test_a_bank_may_be_on_another_device_than_the_queries(small: Sets) -> None:

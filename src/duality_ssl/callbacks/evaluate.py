@@ -28,27 +28,14 @@ class OfflineEvaluation(Callback):
     are logged and written.
 
     Args:
-        k: Neighbours that vote in the k-NN.
-        temperature: Temperature of their votes.
-        max_linear_samples: Most training samples the logistic regression is fitted on.
-        labels_per_class: Labelled samples a class in the few-label protocol.
-        few_label_draws: Draws that the few-label protocol averages over.
+        **settings: Fields of :class:`duality_ssl.evaluation.Settings`.
 
     Raises:
         ValueError: If the data does not have the two test loaders, or features are not finite.
     """
 
-    def __init__(
-        self,
-        k: int = Settings.k,
-        temperature: float = Settings.temperature,
-        max_linear_samples: int = Settings.max_linear_samples,
-        labels_per_class: int = Settings.labels_per_class,
-        few_label_draws: int = Settings.few_label_draws,
-    ) -> None:
-        self.settings = Settings(
-            k, temperature, max_linear_samples, labels_per_class, few_label_draws
-        )
+    def __init__(self, **settings: Any) -> None:
+        self.settings = Settings(**settings)
         self._train: OutputStore
         self._val: OutputStore
 
