@@ -1,7 +1,6 @@
 """CollapseGuard: warns early of a run that diverged, collapsed, or has nothing to learn from."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,16 +109,13 @@ class CollapseGuard(Callback):
         self._started = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Reset: each fit has its own warnings."""
         if stage == "fit":
             self._reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """The norms of the first step, and the number of failed checks in a row."""
         return {"first_norms": self._first_norms, "strikes": self._strikes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them in a resumed run."""
         self._first_norms, self._strikes = state_dict["first_norms"], state_dict["strikes"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -180,7 +176,8 @@ class CollapseGuard(Callback):
         if len(found):
             self._act_on_fault(trainer, pl_module, faults[int(found[0])])
             return
-        if scaler is not None and _is_stuck(scaler, faults):
+        skipped = torch.stack([step.gradients.any() for step in faults])
+        if scaler is not None and scaler.get_scale() < 1 and skipped.all():
             self._strikes += 1
             what = (
                 f"all {len(faults)} steps since the last check overflowed in float16 and were "
@@ -248,12 +245,6 @@ class CollapseGuard(Callback):
         if kind not in self._warned:
             self._warned.add(kind)
             rank_zero_warn(message)
-
-
-def _is_stuck(scaler: torch.amp.GradScaler, steps: Sequence[StepFaults]) -> bool:
-    """Whether the scaler has skipped all steps although its scale is under 1."""
-    skipped = torch.stack([step.gradients.any() for step in steps])
-    return scaler.get_scale() < 1 and bool(skipped.all())
 
 
 def _kept(trainer: Trainer) -> str:

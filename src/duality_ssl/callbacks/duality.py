@@ -48,29 +48,23 @@ class DualityMonitor(Callback):
         self._means = EpochMeans()
 
     def state_dict(self) -> dict[str, Any]:
-        """The means of the epoch so far."""
         return self._means.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the epoch's means."""
         self._means.load_state_dict(state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Move restored means to the module's device."""
         self._means.to(pl_module.device)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the epoch's means."""
         self._means.reset()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the epoch's means."""
         self._means.log(pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measure the batch, where it is its turn."""
         if batch_idx % self.every_n_steps:
             return
         for z in map(process_group().all_gather, views(outputs, "embeddings", "training_step")):

@@ -63,7 +63,6 @@ class OfflineEvaluation(Callback):
         (self._train, self._val)[dataloader_idx].add(outputs, "test_step")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate, log and write, on the first process."""
         train = self._train.gather(pl_module.device)
         val = self._val.gather(pl_module.device)
         path = output_path(trainer, "evaluation.json")

@@ -141,7 +141,6 @@ class OnlineKNN(LabelledCallback):
         return {"knn": votes}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the accuracies over all processes; free the gathered bank."""
         super().on_validation_epoch_end(trainer, pl_module)
         self._gathered = None
         if self.learns_in_validation(trainer):

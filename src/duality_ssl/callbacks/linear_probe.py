@@ -89,7 +89,6 @@ class OnlineLinearProbe(LabelledCallback):
         self._means = EpochMeans()
 
     def state_dict(self) -> dict[str, Any]:
-        """Heads with their statistics, optimizer state, steps taken, and the epoch's means."""
         if self._optimizer is None:
             return self._restored or {}
         return {
@@ -118,11 +117,9 @@ class OnlineLinearProbe(LabelledCallback):
         self._means.to(pl_module.device)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the epoch's means."""
         self._means.reset()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the epoch's means."""
         self._means.log(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

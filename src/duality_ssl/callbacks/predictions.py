@@ -30,7 +30,6 @@ class FeatureWriter(Callback):
         self._paths: list[str] = []
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start with an empty store."""
         self._store = OutputStore(("features", "labels"), optional=("embeddings",), device="cpu")
         self._paths = []
 
@@ -43,12 +42,10 @@ class FeatureWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep this batch's outputs and the paths of its files."""
         self._store.add(outputs, "predict_step")
         self._paths += getattr(batch, "paths", ())
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather over processes and write on the first one."""
         rows = self._store.gather(pl_module.device)
         paths = gather_strings(self._paths, pl_module.device) if self._paths else []
         path = output_path(trainer, self.filename)

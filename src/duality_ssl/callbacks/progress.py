@@ -59,12 +59,10 @@ class RunSummary(Callback):
         self._loss: Tensor | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the run's figures, and those of an epoch that is resumed."""
         super().on_train_start(trainer, pl_module)
         self._watch, self._before_epoch = Stopwatch(), (0, 0.0)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the epoch's figures."""
         super().on_train_epoch_start(trainer, pl_module)
         self._watch.start()
         self._before_epoch = (self._watch.images, self._watch.seconds)
@@ -72,19 +70,16 @@ class RunSummary(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Count the wait for the batch."""
         self._watch.batch_starts()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch."""
         self._loss = outputs["loss"].detach()
         self._watch.batch_ends(extract_batch_size(batch) * world_size())
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
         super().on_validation_start(trainer, pl_module)
         self._stop()
 
@@ -95,12 +90,10 @@ class RunSummary(Callback):
             self._watch.start()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
         self._stop()
         super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the run's line."""
         super().on_train_end(trainer, pl_module)
         images, seconds = self._watch.images, self._watch.seconds
         if images and trainer.is_global_zero:
@@ -142,11 +135,9 @@ class RunProgress(RunSummary, TQDMProgressBar):
         return RunSummary.__qualname__
 
     def state_dict(self) -> dict[str, Any]:
-        """Loss of the epoch so far."""
         return {"loss_sum": self._loss_sum, "batches": self._batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the epoch's loss."""
         self._loss_sum, self._batches = state_dict["loss_sum"] or 0.0, state_dict["batches"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -162,7 +153,6 @@ class RunProgress(RunSummary, TQDMProgressBar):
         self.train_progress_bar.set_description(_epoch(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the epoch's figures."""
         self._loss_sum, self._batches = 0.0, 0
         super().on_train_epoch_start(trainer, pl_module)
         self.train_progress_bar.set_description(_epoch(trainer))  # Lightning counts from 0
@@ -170,7 +160,6 @@ class RunProgress(RunSummary, TQDMProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch."""
         self._loss_sum = self._loss_sum + outputs["loss"].detach()
         self._batches += 1
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)

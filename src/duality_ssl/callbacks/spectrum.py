@@ -39,7 +39,6 @@ class RankMe(Callback):
         self._store: OutputStore
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start with an empty store."""
         self._store = OutputStore(("features",), optional=("embeddings",))
 
     def on_validation_batch_end(
@@ -51,7 +50,6 @@ class RankMe(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep this batch's share of the samples."""
         if trainer.sanity_checking or not is_validation_set(trainer, dataloader_idx):
             return
         per_process = max(1, self.max_samples // world_size())
@@ -62,7 +60,6 @@ class RankMe(Callback):
         self._store.add(outputs, "validation_step", limit)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log both effective ranks."""
         if trainer.sanity_checking or not len(self._store):
             return
         rows = self._store.gather(pl_module.device)

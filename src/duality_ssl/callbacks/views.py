@@ -42,7 +42,6 @@ class ViewGrid(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the grid, if it is due."""
         again = self.every_n_epochs and trainer.current_epoch % self.every_n_epochs == 0
         if self._drawn and not (batch_idx == 0 and again):
             return
