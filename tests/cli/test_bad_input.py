@@ -217,7 +217,7 @@ WORDS = {
     ),
     "momentum below 0": case(
         fit("--model.optimizer SGD --model.optimizer.momentum -1"),
-        *("Invalid momentum value: -1.0", "Mend those of --model.optimizer"),
+        *("Invalid momentum value: -1.0", "Correct those of --model.optimizer"),
     ),
     "name of two schedulers": case(
         fit("--model.scheduler ReduceLROnPlateau"),
@@ -388,7 +388,7 @@ SETS = {
     ),
     "class that is a link to all classes": case(
         on_folder(),
-        *("`images/train/eel`", "leads to a folder that it lies in"),
+        *("`images/train/eel`", "leads to a folder that contains it"),
         scene=labelled(link("images/train/eel", "..")),
     ),
     "image cut short": case(

@@ -185,8 +185,8 @@ def test_bug_is_not_passed_off_as_a_mistake(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    broken = lambda *_: torch.zeros(2, 3) @ torch.zeros(2, 3)  # noqa: E731
-    monkeypatch.setattr("duality_ssl.criteria.VICReg.sharded_terms", broken)
+    broken = lambda *_, **__: torch.zeros(2, 3) @ torch.zeros(2, 3)  # noqa: E731
+    monkeypatch.setattr("duality_ssl.criteria.VICReg.terms", broken)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         main(["fit", "-c", DIGITS, "--model", "VICReg", "--trainer.fast_dev_run", "true"])
 

@@ -438,7 +438,7 @@ def test_gradient_does_not_reach_a_zero_row() -> None:
     assert grad2.isfinite().all()
 
 
-def test_a_criterion_of_ones_own_may_share_the_work_or_not() -> None:
+def test_terms_get_the_group_if_they_take_it() -> None:
     class Whole(Criterion):
         def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
             return {"loss": (z1 * z2).sum()}

@@ -165,6 +165,13 @@ def test_a_sweep_finds_the_run_of_each_seed(runs: Runs) -> None:
     )
 
 
+def test_a_sweep_finds_the_run_of_each_batch_and_precision(runs: Runs) -> None:
+    for number, batch in enumerate([64, 32]):
+        runs.add(number, **{"data.batch_size": batch, "trainer.precision": ["bf16", None][number]})
+    said = {"data.batch_size": 64, "trainer.precision": "bf16-mixed"}
+    assert runs.resolve("last", said).run.name == "version_0"
+
+
 def test_a_run_without_a_config_is_no_run(runs: Runs) -> None:
     run = runs.add(0)
     Path("runs/digits/VICReg/version_1").mkdir()

@@ -29,7 +29,7 @@ class VICReg(Criterion):
     With ``N < D`` the covariance term comes from the ``N x N`` Gram matrix (equation 9 of Garrido
     et al.): O(N² D) instead of O(N D²), and no ``D x D`` matrix.
 
-    Terms: ``invariance``, ``variance`` and ``covariance`` as they stand behind their weights.
+    Terms: ``invariance``, ``variance`` and ``covariance`` without their weights.
 
     Args:
         invariance: Weight :math:`\lambda`.
@@ -61,9 +61,9 @@ class VICReg(Criterion):
         variance = (variance_hinge(z1, group) + variance_hinge(z2, group)) / 2
         covariance = squared_covariance(z1, group) + squared_covariance(z2, group)
         invariance = group.mean(mse_loss(z1, z2))
-        return self._weighed(invariance, variance, covariance)
+        return self._weighted(invariance, variance, covariance)
 
-    def _weighed(
+    def _weighted(
         self, invariance: Tensor, variance: Tensor, covariance: Tensor
     ) -> dict[str, Tensor]:
         loss = (
@@ -122,7 +122,7 @@ class VICRegExp(VICReg):
         lse1 = covariance_logsumexp(z1, self.temperature, group)
         lse2 = covariance_logsumexp(z2, self.temperature, group)
         invariance = group.mean(mse_loss(z1, z2))
-        return self._weighed(invariance, variance, lse1 + lse2)
+        return self._weighted(invariance, variance, lse1 + lse2)
 
 
 class VICRegCtr(VICRegExp):
@@ -171,4 +171,4 @@ class VICRegCtr(VICRegExp):
         lse1 = sample_logsumexp(c1, self.temperature, group)
         lse2 = sample_logsumexp(c2, self.temperature, group)
         invariance = group.mean(mse_loss(z1, z2))
-        return self._weighed(invariance, variance, lse1 + lse2)
+        return self._weighted(invariance, variance, lse1 + lse2)

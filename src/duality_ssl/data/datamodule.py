@@ -263,7 +263,7 @@ class SSLDataModule(LightningDataModule):
         images = self._probe_images(split)
         if len(images) < world_size():
             raise ValueError(
-                f"Expected at least one image per process ({world_size()}) in the split `{split}`, "
+                f"Expected at least one image a process ({world_size()}) in the split `{split}`, "
                 f"but it has {len(images)}."
             )
         return self._loader(images, EvalBatches(images, self.batch_size, seed))

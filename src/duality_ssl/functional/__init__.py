@@ -58,7 +58,6 @@ from duality_ssl.functional.logsumexp import (
     sample_logsumexp,
 )
 from duality_ssl.functional.normalization import (
-    batch_mean,
     centered,
     normalize_centered_rows,
     normalize_rows,
@@ -69,7 +68,6 @@ from duality_ssl.functional.precision import full_precision
 from duality_ssl.functional.spectrum import rankme
 
 __all__ = [
-    "batch_mean",
     "centered",
     "coding_rate",
     "column_fourth_norm_bounds",

@@ -25,25 +25,7 @@ def centered(z: Tensor, group: Group = SINGLE) -> Tensor:
         tensor([[-1., -1.],
                 [ 1.,  1.]])
     """
-    return z - batch_mean(z, group)
-
-
-@full_precision
-def batch_mean(z: Tensor, group: Group = SINGLE) -> Tensor:
-    """Average each dimension over the batch.
-
-    Args:
-        z: Embeddings of shape ``(n, D)``, this process's rows of the batch.
-        group: Processes that share the batch.
-
-    Returns:
-        Shape ``(D,)``, the same on every process.
-
-    Example:
-        >>> batch_mean(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
-        tensor([2., 3.])
-    """
-    return group.sum(z.mean(dim=0)) / group.world_size
+    return z - _mean(z, group)
 
 
 @full_precision
@@ -83,7 +65,7 @@ def normalize_centered_rows(z: Tensor, length: float = 1.0, group: Group = SINGL
         tensor([[-0.6000, -0.8000],
                 [ 0.6000,  0.8000]])
     """
-    mean = batch_mean(z, group)
+    mean = _mean(z, group)
     shortest = torch.linalg.vector_norm(rounding_noise(mean.detach()))
     return _of_length(z - mean, length, shortest, dim=1)
 
@@ -108,7 +90,7 @@ def standardize_columns(z: Tensor, length: float = 1.0, group: Group = SINGLE) -
         tensor([[-0.7071,  0.0000],
                 [ 0.7071,  0.0000]])
     """
-    mean = batch_mean(z, group)
+    mean = _mean(z, group)
     shortest = rounding_noise(mean.detach()) * (group.world_size * len(z)) ** 0.5
     return _of_length(z - mean, length, shortest, dim=0, group=group)
 
@@ -130,6 +112,10 @@ def project_to_ball(z: Tensor, radius: float) -> Tensor:
                 [0.3000, 0.4000]])
     """
     return _of_length(z, radius, z.new_tensor(radius), dim=1, otherwise=1.0)
+
+
+def _mean(z: Tensor, group: Group) -> Tensor:
+    return group.sum(z.mean(dim=0)) / group.world_size
 
 
 def _of_length(

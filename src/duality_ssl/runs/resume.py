@@ -109,7 +109,8 @@ def _resume_last(
         if config is None:  # just claimed by another process, or killed at once
             continue
         former = flatten(config)
-        if any(former.get(name) != value for name, value in said.items()):
+        values = deciding_values(former)
+        if any(values.get(name) != value for name, value in said.items()):
             continue
         options = flatten(merge(config))
         changes = contradictions(former, options)
@@ -119,7 +120,7 @@ def _resume_last(
                 # written in the last step, before its end: a fit from it would not reach that end
                 newest = newest_checkpoint(run, but=newest.path)
             return _resume_run(run, newest, former, options)
-        said |= {name: now for name, (_, now) in changes.items() if name in former}
+        said |= {name: now for name, (_, now) in changes.items() if name != "global batch"}
         note = note or f"Start a new version in {folder}: {run.name} had {_listed(changes)}."
     return Resume(note=note)
 

@@ -47,7 +47,8 @@ def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_own_registry")
 @pytest.mark.parametrize(
-    ("decorator", "name"), [(register_source, "Noise"), (register_source("noise"), "noise")]
+    ("decorator", "name"),
+    [(register_source, "Noise"), (register_source("white_noise"), "white_noise")],
 )
 def test_a_source_of_ones_own(decorator: Any, name: str) -> None:
     assert decorator(Noise) is Noise
