@@ -135,7 +135,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "map": (lambda h, y: {"features": h[:, :, None], "labels": y}, r"a tensor \(32, 12, 1\)"),
     "both views in one": (
         lambda h, y: {"features": torch.cat([h, h]), "labels": y},
-        r"its N = 64 samples, but got a tensor \(32,\)",
+        r"its N = 64 samples .*, but got a tensor \(32,\)",
     ),
     "classes": (lambda h, y: {"features": h, "labels": y + 5}, "number of classes, 8, .*12: pass"),
 }
@@ -208,11 +208,8 @@ def test_a_fit_that_goes_on_keeps_the_head(tmp_path: Path) -> None:
     run.fit(module, datamodule=data)
     assert probe.heads["backbone"] is head
     assert probe.state_dict()["steps"] == 3 * 4
-    run.fit_loop.max_epochs = 4
-    run.fit(module, datamodule=StubData(classes=3))  # other classes: another head
-    assert probe.heads["backbone"].linear.out_features == 3
-    assert probe.state_dict()["steps"] == 4
     fit(tmp_path, module, StubData(classes=3), probe, epochs=1)  # a new run
+    assert probe.heads["backbone"].linear.out_features == 3
     assert probe.state_dict()["steps"] == 4
 
 

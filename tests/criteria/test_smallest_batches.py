@@ -6,7 +6,6 @@ import pytest
 import torch
 from callbacks.test_numbers import fit, tiny
 from helpers.criteria_cases import EXPORTED, build
-from torch import nn
 
 from duality_ssl.callbacks import (
     CollapseGuard,
@@ -43,15 +42,10 @@ def test_a_criterion_works_on_the_smallest_batches_or_refuses(
 
 @pytest.mark.parametrize("method", EXPORTED)
 @pytest.mark.parametrize(
-    ("size", "projector", "told"),
-    [
-        (2, "16-16", "Step 1: batch norm of a batch of 2 makes each unit +1 or -1"),
-        (8, "16-1", "Step 1: the embeddings have one dimension"),
-    ],
-    ids=["batch of 2", "one dimension"],
+    ("size", "projector"), [(2, "16-16"), (8, "16-1")], ids=["batch of 2", "one dimension"]
 )
-def test_a_fit_of_the_smallest_batches_works_and_says_what_it_lacks(
-    tmp_path: Path, method: str, size: int, projector: str, told: str
+def test_a_fit_of_the_smallest_batches_works(
+    tmp_path: Path, method: str, size: int, projector: str
 ) -> None:
     module = tiny(method, projector, in_channels=1)
     data = SSLDataModule("digits", batch_size=size, subset=16)
@@ -62,16 +56,7 @@ def test_a_fit_of_the_smallest_batches_works_and_says_what_it_lacks(
         with pytest.raises(ValueError, match="at least 2 dimension"):
             fit(tmp_path, CollapseGuard(), *others, module=module, data=data, **settings)
         return
-    said, error, steps = fit(
-        tmp_path, CollapseGuard(), *others, module=module, data=data, **settings
-    )
-    assert said[0].startswith(told)
-    assert "Set --data.batch_size higher" in said[0] or "end in 2 or more" in said[0]
+    _, error, steps = fit(tmp_path, CollapseGuard(), *others, module=module, data=data, **settings)
     assert error == ""
     assert steps == 16 // size
     assert all(weight.isfinite().all() for weight in module.state_dict().values())
-
-
-def test_batch_norm_of_two_rows_gives_signs() -> None:
-    x = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(nn.BatchNorm1d(6)(x).abs(), torch.ones(2, 6), rtol=1e-2, atol=0)

@@ -201,12 +201,6 @@ def test_crops_do_not_depend_on_the_reduction(tmp_path: Path) -> None:
         assert (one - shrunk).abs().mean() < 1
 
 
-def test_batch_knows_what_decoding_took(labelled: Path) -> None:
-    assert 0 < dataset(labelled)[request(0, 1)].decode_seconds < 60
-    batch = next(iter(SSLDataModule("folder", labelled, 4, 16, num_workers=1).train_dataloader()))
-    assert batch.decode_seconds > 0
-
-
 def test_subset_of_a_folder(labelled: Path) -> None:
     module = SSLDataModule("folder", labelled, 4, 16, subset=4)
     batch = next(iter(module.train_dataloader()))

@@ -1,6 +1,4 @@
-import inspect
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -94,15 +92,11 @@ def test_knn_votes_stay_finite_at_a_tiny_temperature(small: Sets) -> None:
     assert torch.equal(votes.argmax(1), one.argmax(1))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "rows"),
-    [({"k": 0}, 60), ({"temperature": 0.0}, 60), ({}, 0)],
-    ids=["k", "temperature", "empty_bank"],
-)
-def test_knn_votes_refuse(small: Sets, arguments: dict, rows: int) -> None:
+@pytest.mark.parametrize("arguments", [{"k": 0}, {"temperature": 0.0}], ids=["k", "temperature"])
+def test_knn_votes_refuse(small: Sets, arguments: dict) -> None:
     bank, labels, queries, _ = small
     with pytest.raises(ValueError, match="Expected"):
-        knn_votes(bank[:rows], labels[:rows], queries, 3, **{"k": 5, "temperature": 1} | arguments)
+        knn_votes(bank, labels, queries, 3, **{"k": 5, "temperature": 1} | arguments)
 
 
 def test_raw_digits_are_where_they_are_known_to_be(digits: Sets) -> None:
@@ -178,8 +172,6 @@ def test_defaults_stand_in_one_place(small: Sets) -> None:
     assert results["linear_top1"] == linear_top1(*small)
     assert results["knn_top1"] == knn_top1(*small)
     assert (results["few_label_top1"], results["few_label_std"]) == few_label_top1(*small)
-    parameters = inspect.signature(OfflineEvaluation).parameters
-    assert list(parameters) == [field.name for field in fields(Settings)]
 
 
 def test_a_bank_may_be_on_another_device_than_the_queries(small: Sets) -> None:

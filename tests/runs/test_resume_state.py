@@ -58,9 +58,9 @@ def test_bank_of_another_capacity_keeps_the_latest(capacity: int, kept: set[int]
 def test_bank_of_two_processes_continues_in_one() -> None:
     banks = [filled(4, 6), filled(4, 3)]
     states = [bank.state_dict() for bank in banks]
-    both = {name: torch.cat([s[name] for s in states]) for name in ("features", "labels", "added")}
+    both = {name: torch.cat([state[name] for state in states]) for name in states[0]}
     bank = FeatureBank(8)
-    bank.load_state_dict(both | {"capacity": 4}, torch.device("cpu"))
+    bank.load_state_dict(both, torch.device("cpu"))
     assert sorted(bank.gather()[1].tolist()) == [0, 1, 2, 2, 3, 4, 5]
 
 

@@ -1,7 +1,6 @@
 """CollapseGuard: warns early of a run that diverged, collapsed, or has nothing to learn from."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,10 +24,8 @@ _REMEDIES = {
     "not tiny.",
     "growth": "Try a lower learning rate (--model.base_lr) or --trainer.gradient_clip_val 1.",
     "overflow": "Take --trainer.precision bf16-mixed, or 32-true, in place of 16-mixed.",
-    "rate": "Set --model.base_lr, --model.warmup_epochs or --model.scheduler otherwise.",
+    "rate": "Set --model.base_lr higher.",
     "images": "Look at --data.root and at what prepared it.",
-    "dimension": "Let --model.projector end in 2 or more.",
-    "pair": "Set --data.batch_size higher.",
 }
 _LOOKED_AT = 32  # images, before the first step
 _LEAST_RATE = torch.finfo(torch.float32).tiny  # float32 rounds a step of a lower rate to 0
@@ -46,12 +43,11 @@ class CollapseGuard(Callback):
     r"""Warns, or ends the fit, if a run cannot learn or has stopped learning.
 
     Before the first step: the learning rate is 0, all images are equal, or most are of one colour.
-    In the first step: embeddings have one dimension, or batch norm sees two rows. At every check:
+    At every check:
 
     - pixels, embeddings, loss or gradients were NaN or infinite in a step since the last check; the
       message names the batch and the first of these, with its files or tensors;
     - 16-mixed precision skipped every step since the last check, with a loss scale under 1;
-    - the learning rate was 0 in every step since the last check;
     - the norm of the gradient or the mean norm of the embeddings is over ``max_growth`` times that
       of the first step;
     - the spread, :math:`\sqrt{D}\, \mathrm{mean}_j\, \mathrm{std}_i(z_{ij} / \|z_i\|)`, is under
@@ -104,7 +100,6 @@ class CollapseGuard(Callback):
 
     def _reset(self) -> None:
         self._faults: list[StepFaults] = []  # of the steps since the last check
-        self._rates: list[float] = []  # highest learning rate of each
         self._weights: list[nn.Parameter] = []  # those that had a gradient in the last step
         self._norms: Tensor | None = None  # norms of their gradients
         self._latest: Tensor  # embeddings of the last step, first view
@@ -114,16 +109,13 @@ class CollapseGuard(Callback):
         self._started = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Reset: each fit has its own warnings."""
         if stage == "fit":
             self._reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """The norms of the first step, and the number of failed checks in a row."""
         return {"first_norms": self._first_norms, "strikes": self._strikes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them in a resumed run."""
         self._first_norms, self._strikes = state_dict["first_norms"], state_dict["strikes"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -140,16 +132,13 @@ class CollapseGuard(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Record the norms of the gradients, before clipping, and the learning rate."""
-        groups = optimizer.param_groups
-        self._weights = [p for group in groups for p in group["params"] if p.grad is not None]
+        """Record the norms of the gradients, before clipping."""
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        self._weights = [weight for weight in weights if weight.grad is not None]
         gradients = [p.grad for p in self._weights if p.grad is not None]
         if gradients:
             wide = torch.promote_types(gradients[0].dtype, torch.float32)  # half would overflow
             self._norms = torch.stack(list(foreach_norm(gradients, 2, wide)))
-        # reading a tensor would wait for the device
-        rates = [math.inf if isinstance(g["lr"], Tensor) else g["lr"] for g in groups]
-        self._rates.append(max(rates))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -161,8 +150,6 @@ class CollapseGuard(Callback):
         faults = step_faults(batch_idx, images, embeddings, loss, self._weights, self._norms)
         self._faults.append(faults)
         first, self._started = not self._started, True
-        if first:
-            self._check_first_batch(trainer, pl_module, images)
         if first or trainer.is_last_batch or (batch_idx + 1) % self.every_n_steps == 0:
             self._check(trainer, pl_module, first)
 
@@ -180,20 +167,6 @@ class CollapseGuard(Callback):
         elif 2 * plain > n:
             self._act(trainer, "images", f"{plain} of {n} images looked at are of one colour.")
 
-    def _check_first_batch(
-        self, trainer: Trainer, pl_module: LightningModule, images: Sequence[Tensor]
-    ) -> None:
-        known = images and images[0].ndim == 4
-        if known and not hasattr(trainer.train_dataloader, "glance"):
-            self._look_at(trainer, process_group().all_gather(images[0][:_LOOKED_AT]))
-        if self._latest.shape[1] == 1:
-            what = "the embeddings have one dimension: their direction is only a sign."
-            self._act(trainer, "dimension", what)
-        rows = len(self._latest) * (2 if getattr(pl_module, "joint_forward", False) else 1)
-        if rows == 2 and any(isinstance(layer, nn.BatchNorm1d) for layer in pl_module.modules()):
-            what = "batch norm of a batch of 2 makes each unit +1 or -1, whatever the images show."
-            self._act(trainer, "pair", what)
-
     def _check(self, trainer: Trainer, pl_module: LightningModule, first: bool = False) -> None:
         faults, self._faults = self._faults, []
         scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -203,7 +176,8 @@ class CollapseGuard(Callback):
         if len(found):
             self._act_on_fault(trainer, pl_module, faults[int(found[0])])
             return
-        if scaler is not None and _is_stuck(scaler, faults):
+        skipped = torch.stack([step.gradients.any() for step in faults])
+        if scaler is not None and scaler.get_scale() < 1 and skipped.all():
             self._strikes += 1
             what = (
                 f"all {len(faults)} steps since the last check overflowed in float16 and were "
@@ -211,11 +185,6 @@ class CollapseGuard(Callback):
             )
             self._act(trainer, "overflow", what, fatal=self._strikes >= self.patience)
             return
-        if len(self._rates) > 1:  # the first step of a warm-up may have a rate of 0
-            if max(self._rates) < _LEAST_RATE:
-                steps = len(self._rates)
-                self._act(trainer, "rate", f"the learning rate was 0 in each of {steps} steps.")
-            self._rates.clear()
         z = process_group().all_gather(self._latest)[: self.max_samples]
         growth, collapse = self._growth(z), self._collapse(z)
         if first:  # it only sets the norms to compare with
@@ -225,7 +194,7 @@ class CollapseGuard(Callback):
             return
         if growth:
             self._act(trainer, "growth", growth)
-        elif collapse:
+        else:
             self._act(trainer, "collapse", f"the embeddings have collapsed: {collapse}.")
 
     def _growth(self, z: Tensor) -> str | None:
@@ -276,12 +245,6 @@ class CollapseGuard(Callback):
         if kind not in self._warned:
             self._warned.add(kind)
             rank_zero_warn(message)
-
-
-def _is_stuck(scaler: torch.amp.GradScaler, steps: Sequence[StepFaults]) -> bool:
-    """Whether the scaler has skipped all steps although its scale is under 1."""
-    skipped = torch.stack([step.gradients.any() for step in steps])
-    return scaler.get_scale() < 1 and bool(skipped.all())
 
 
 def _kept(trainer: Trainer) -> str:

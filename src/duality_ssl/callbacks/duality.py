@@ -1,6 +1,5 @@
 """The two sides of the duality, watched during training for every method."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,9 +19,6 @@ from duality_ssl.functional import (
     row_fourth_norm_bounds,
     sample_contrastive,
 )
-
-# columns of the D x D matrix that exist at a time
-_BLOCK = 1024
 
 
 class DualityMonitor(Callback):
@@ -52,43 +48,28 @@ class DualityMonitor(Callback):
         self._means = EpochMeans()
 
     def state_dict(self) -> dict[str, Any]:
-        """The means of the epoch so far."""
         return self._means.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the epoch's means."""
         self._means.load_state_dict(state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Move restored means to the module's device."""
         self._means.to(pl_module.device)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the epoch's means."""
         self._means.reset()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the epoch's means."""
         self._means.log(pl_module)
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Mapping[str, Any],  # type: ignore[override]
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measure the batch, where it is its turn."""
         if batch_idx % self.every_n_steps:
             return
-        everybodys = map(process_group().all_gather, views(outputs, "embeddings", "training_step"))
-        terms = [duality_terms(z[: self.max_samples]) for z in everybodys]
-        means = {
-            f"duality/{name}": torch.stack([view[name] for view in terms]).mean()
-            for name in terms[0]
-        }
-        self._means.add(means)
+        for z in map(process_group().all_gather, views(outputs, "embeddings", "training_step")):
+            terms = duality_terms(z[: self.max_samples])
+            self._means.add({f"duality/{name}": value for name, value in terms.items()})
 
 
 @torch.no_grad()
@@ -122,9 +103,7 @@ def duality_terms(z: Tensor) -> dict[str, Tensor]:
     rows, columns = normalize_rows(z), normalize(z, dim=0)
     gram = rows @ rows.T
     gram_norm = gram.square().sum()
-    # the D x D matrix in blocks: never more than D x 1024 of it at a time
-    blocks = [(block.T @ rows).square().sum() for block in rows.split(_BLOCK, dim=1)]
-    residual = (torch.stack(blocks).sum() - gram_norm).abs() / gram_norm
+    residual = ((rows.T @ rows).square().sum() - gram_norm).abs() / gram_norm
     pairs = n * (n - 1)
     similarity = sample_contrastive(rows)
     cosine_mean = gram.fill_diagonal_(0).sum() / pairs

@@ -1,7 +1,6 @@
 """Offline evaluation at the end of ``trainer.test``: frozen features, ``evaluation.json``."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,29 +28,16 @@ class OfflineEvaluation(Callback):
     are logged and written.
 
     Args:
-        k: Neighbours that vote in the k-NN.
-        temperature: Temperature of their votes.
-        max_linear_samples: Most training samples the logistic regression is fitted on.
-        labels_per_class: Labelled samples a class in the few-label protocol.
-        few_label_draws: Draws that the few-label protocol averages over.
+        **settings: Fields of :class:`duality_ssl.evaluation.Settings`.
 
     Raises:
         ValueError: If the data does not have the two test loaders, or features are not finite.
     """
 
-    def __init__(
-        self,
-        k: int = Settings.k,
-        temperature: float = Settings.temperature,
-        max_linear_samples: int = Settings.max_linear_samples,
-        labels_per_class: int = Settings.labels_per_class,
-        few_label_draws: int = Settings.few_label_draws,
-    ) -> None:
-        self.settings = Settings(
-            k, temperature, max_linear_samples, labels_per_class, few_label_draws
-        )
-        self._train = OutputStore(())
-        self._val = OutputStore(())
+    def __init__(self, **settings: Any) -> None:
+        self.settings = Settings(**settings)
+        self._train: OutputStore
+        self._val: OutputStore
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with empty stores; require a training and a validation loader."""
@@ -68,7 +54,7 @@ class OfflineEvaluation(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Mapping[str, Any],  # type: ignore[override]
+        outputs: Any,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -77,7 +63,6 @@ class OfflineEvaluation(Callback):
         (self._train, self._val)[dataloader_idx].add(outputs, "test_step")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate, log and write, on the first process."""
         train = self._train.gather(pl_module.device)
         val = self._val.gather(pl_module.device)
         path = output_path(trainer, "evaluation.json")

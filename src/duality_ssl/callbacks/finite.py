@@ -14,11 +14,11 @@ _IMAGES = (
     "Repair or remove these images, or change what makes them so, such as a `std` near 0 of their "
     "source."
 )
-DIVERGED = (
+_DIVERGED = (
     "Try a lower learning rate (--model.base_lr), a longer warm-up (--model.warmup_epochs), or "
     "precision 32-true or bf16-mixed in place of 16-mixed."
 )
-_WHERE = f"{DIVERGED} --trainer.detect_anomaly true names the operation."
+_WHERE = f"{_DIVERGED} --trainer.detect_anomaly true names the operation."
 
 
 class StepFaults(NamedTuple):
@@ -26,15 +26,13 @@ class StepFaults(NamedTuple):
 
     batch_idx: int
     images: Tensor
-    """One flag per image, for the pixels of its views, shape ``(N,)``."""
+    """For the pixels of each image's views, shape ``(N,)``."""
     embeddings: Tensor
-    """One flag per image, for its embeddings, shape ``(N,)``."""
+    """For the embeddings of each image, shape ``(N,)``."""
     loss: Tensor
-    """Flag of the loss, shape ``()``."""
     gradients: Tensor
-    """One flag per weight, for its gradient; empty before the first step."""
+    """For the gradient of each of the weights that have one; empty before the first step."""
     weights: Sequence[nn.Parameter]
-    """The weights that have a gradient."""
 
     def any(self, gradients: bool = True) -> Tensor:
         """Whether any flag is set, shape ``()``; optionally without the gradients."""
@@ -42,32 +40,23 @@ class StepFaults(NamedTuple):
         return torch.cat([*parts, self.gradients] if gradients else parts).any()
 
     def culprit(self, images: Sequence[str], module: nn.Module) -> tuple[str, str]:
-        """Return what failed first on the way from pixels to gradients, and a remedy.
+        """Return what failed first, from pixels to gradients, and a remedy.
 
-        Call it on every process; it waits for the device.
-
-        Args:
-            images: Names of this process's N images.
-            module: The module that is trained.
+        Every process calls it with the names of its N images; it waits for the device.
         """
         pixels, embedded = _who(self.images, images), _who(self.embeddings, images)
         if pixels:
             return f"pixels of {pixels} are NaN or infinite.", _IMAGES
         if embedded:
-            return (
-                f"the embeddings of {embedded} are NaN or infinite, and their pixels are finite.",
-                DIVERGED,
-            )
+            what = f"the embeddings of {embedded} are NaN or infinite, and their pixels are finite."
+            return what, _DIVERGED
         if self.loss.item():
             return "the loss is NaN or infinite, and the embeddings are finite.", _WHERE
         names = {weight: name for name, weight in module.named_parameters()}
         flags = zip(self.weights, self.gradients.tolist(), strict=True)
         bad = [names.get(weight, "?") for weight, is_bad in flags if is_bad]
-        return (
-            f"the gradients of {len(bad)} of {len(self.weights)} weights are NaN or infinite "
-            f"({_some(bad)}), and the loss is finite.",
-            _WHERE,
-        )
+        of = f"{len(bad)} of {len(self.weights)} weights are NaN or infinite ({_some(bad)})"
+        return f"the gradients of {of}, and the loss is finite.", _WHERE
 
 
 @torch.no_grad()
@@ -81,13 +70,8 @@ def step_faults(
 ) -> StepFaults:
     """Flag the parts of a step that are not finite.
 
-    Args:
-        batch_idx: Index of the batch in its epoch.
-        images: Views of the images, shape ``(N, ...)`` each; empty if unknown.
-        embeddings: Embeddings of the views, shape ``(N, D)`` each.
-        loss: The loss.
-        weights: The weights that have a gradient.
-        norms: Norms of their gradients; None without weights.
+    ``images`` are the views, ``(N, ...)`` each, none if unknown; ``embeddings`` theirs, ``(N, D)``;
+    ``norms`` those of the gradients of ``weights``.
     """
     # the sum is not finite if a pixel is not, and takes one pass without temporaries
     sums = [view.sum(tuple(range(1, view.ndim)), dtype=torch.float32) for view in images]

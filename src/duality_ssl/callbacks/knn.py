@@ -14,18 +14,11 @@ from duality_ssl.evaluation import Settings, knn_votes
 
 
 class FeatureBank:
-    """The latest features and their labels, oldest first, on the features' own device.
-
-    Args:
-        capacity: Most rows.
-    """
+    """At most ``capacity`` features and their labels, oldest first, on the features' own device."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._batches: deque[tuple[Tensor, Tensor]] = deque()
-
-    def __len__(self) -> int:
-        return min(sum(len(labels) for _, labels in self._batches), self.capacity)
 
     def add(self, features: Tensor, labels: Tensor) -> None:
         """Add rows ``(N, F)`` and labels ``(N,)``; drop batches that are too old."""
@@ -41,30 +34,17 @@ class FeatureBank:
 
     def gather(self) -> tuple[Tensor, Tensor]:
         """Gather features and labels of all processes' banks, labelled rows only."""
-        if not self._batches:
-            raise ValueError("Expected a bank with features, but nothing was added to it.")
         features, labels = self._gather()
         return features[labels >= 0], labels[labels >= 0]
 
     def state_dict(self) -> dict[str, Any]:
-        """Gather the rows of all processes' banks, and how many each of them has."""
-        if not self._batches:
-            return {}
-        features, labels = self._gather()
-        added = all_gather_rows(torch.tensor([len(self)], device=labels.device))
-        return {"features": features, "labels": labels, "added": added, "capacity": self.capacity}
+        """Gather the rows of all processes' banks."""
+        return dict(zip(("features", "labels"), self._gather(), strict=True))
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Fill this empty bank from a state, with the latest rows if its capacity is smaller.
-
-        A different number of processes shares all rows evenly.
-        """
+        """Add this process's share of the rows of a state."""
         rows = state["features"].to(device), state["labels"].to(device)
-        if len(state["added"]) == world_size():
-            sizes = state["added"].clamp(max=state["capacity"]).tolist()
-            features, labels = (part.split(sizes)[rank()] for part in rows)
-        else:
-            features, labels = (part.tensor_split(world_size())[rank()] for part in rows)
+        features, labels = (part.tensor_split(world_size())[rank()] for part in rows)
         self.add(features, labels)
 
 
@@ -132,14 +112,14 @@ class OnlineKNN(LabelledCallback):
         if self.learns_in_validation(trainer):
             self._bank = None
         elif self._bank is None and self._restored and self.num_classes is not None:
-            self._bank = self._new_bank(self._share(), pl_module.device)
+            self._bank = self._new_bank(self._share, pl_module.device)
 
     def learn(
         self, trainer: Trainer, pl_module: LightningModule, rows: dict[str, Tensor], batch_idx: int
     ) -> None:
         """Add the features to the bank."""
         if self._bank is None:
-            capacity = self._share()
+            capacity = self._share
             if not self.learns_in_validation(trainer):
                 # older features come from an outdated network: one epoch is enough
                 epoch = trainer.num_training_batches * len(rows["labels"])
@@ -148,7 +128,7 @@ class OnlineKNN(LabelledCallback):
         self._bank.add(rows["features"], rows["labels"])
 
     def scores(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Count the votes of the neighbours, in the bank of all processes."""
+        """Count the votes of the neighbours in the bank of all processes."""
         if self._bank is None:
             return {}
         if self._gathered is None:
@@ -161,20 +141,19 @@ class OnlineKNN(LabelledCallback):
         return {"knn": votes}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the accuracies over all processes; free the gathered bank."""
         super().on_validation_epoch_end(trainer, pl_module)
         self._gathered = None
         if self.learns_in_validation(trainer):
             self._bank = None
 
     def _new_bank(self, capacity: int, device: torch.device) -> FeatureBank:
-        """Build a bank, with the rows of the checkpoint if there are any."""
-        bank, state = FeatureBank(capacity), self._restored
-        self._restored = {}
+        """Build a bank with the rows of the checkpoint, if it has any."""
+        bank, state, self._restored = FeatureBank(capacity), self._restored, {}
         if state:
             bank.load_state_dict(state, device)
         return bank
 
+    @property
     def _share(self) -> int:
         """Rows of the bank that one process keeps."""
         return math.ceil(self.bank_size / world_size())

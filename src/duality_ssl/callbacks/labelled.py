@@ -4,7 +4,6 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -40,7 +39,6 @@ class LabelledCallback(Callback):
         self._checked: set[str] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Read the number of classes; warn once if it is not known."""
         datamodule = getattr(trainer, "datamodule", None)
         known = getattr(datamodule, "num_classes", None)
         self.num_classes = known if self._given is None else self._given
@@ -48,9 +46,9 @@ class LabelledCallback(Callback):
         if self.num_classes is None and stage in ("fit", "validate") and not self._warned:
             name = type(self).__name__
             rank_zero_warn(
-                f"{name} is off: the data has no labels, or no known number of classes. In Python, "
-                f"pass {name}(num_classes=...) for labelled batches; on the command line, name a "
-                "labelled set with --data.probe_source or --data.probe_root."
+                f"{name} is off: the data has no labels, or no known number of classes. Name a "
+                "labelled set with --data.probe_source or --data.probe_root; for labelled batches "
+                f"in Python, pass {name}(num_classes=...)."
             )
             self._warned = True
 
@@ -72,7 +70,6 @@ class LabelledCallback(Callback):
             self.learn(trainer, pl_module, self._rows(outputs, "training_step"), batch_idx)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start counting."""
         self._accuracies = {}
 
     def on_validation_batch_end(
@@ -91,13 +88,12 @@ class LabelledCallback(Callback):
             rows = self._rows(outputs, "validation_step")
             for name, scores in self.scores(rows).items():
                 if name not in self._accuracies:
-                    self._accuracies[name] = accuracies(self.num_classes, name, scores.device)
+                    self._accuracies[name] = _accuracies(self.num_classes, name).to(scores.device)
                 self._accuracies[name].update(scores, rows["labels"])
         elif dataloader_idx == 0 and self.learns_in_validation(trainer):
             self.learn(trainer, pl_module, self._rows(outputs, "validation_step"), batch_idx)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the accuracies over all processes."""
         for metrics in self._accuracies.values():
             # every process has the same value: sync_dist only silences Lightning's advice
             pl_module.log_dict(metrics.compute(), sync_dist=True)
@@ -127,13 +123,12 @@ def is_validation_set(trainer: Trainer, dataloader_idx: int) -> bool:
     return dataloader_idx == len(trainer.num_val_batches) - 1
 
 
-def accuracies(num_classes: int, name: str, device: torch.device) -> MetricCollection:
+def _accuracies(num_classes: int, name: str) -> MetricCollection:
     """``val/{name}_top1``, and ``_top5`` with more than 5 classes; labels of -1 do not count."""
+    options: dict[str, Any] = {"average": "micro", "ignore_index": -1, "validate_args": False}
     metrics: dict[str, Metric | MetricCollection] = {
-        f"top{k}": MulticlassAccuracy(
-            num_classes, top_k=k, average="micro", ignore_index=-1, validate_args=False
-        )
+        f"top{k}": MulticlassAccuracy(num_classes, top_k=k, **options)
         for k in (1, 5)
         if k == 1 or num_classes > k
     }
-    return MetricCollection(metrics, prefix=f"val/{name}_", compute_groups=False).to(device)
+    return MetricCollection(metrics, prefix=f"val/{name}_", compute_groups=False)

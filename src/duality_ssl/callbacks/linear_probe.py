@@ -89,7 +89,6 @@ class OnlineLinearProbe(LabelledCallback):
         self._means = EpochMeans()
 
     def state_dict(self) -> dict[str, Any]:
-        """Heads with their statistics, optimizer state, steps taken, and the epoch's means."""
         if self._optimizer is None:
             return self._restored or {}
         return {
@@ -118,11 +117,9 @@ class OnlineLinearProbe(LabelledCallback):
         self._means.to(pl_module.device)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the epoch's means."""
         self._means.reset()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the epoch's means."""
         self._means.log(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -141,34 +138,24 @@ class OnlineLinearProbe(LabelledCallback):
         """Take one step on the features of all views."""
         features = {name: rows[_OUTPUTS[name]] for name in self.representations}
         labels, size = rows["labels"], len(rows["labels"])
-        if not self.learns_in_validation(trainer):
-            self._fit_heads_to(features)
-            progress = self._steps / self._total_steps
-            self._means.add(self._step(features, labels, progress, seen=self._steps), size)
-        elif trainer.state.fn == TrainerFn.FITTING and batch_idx < self._probe_batches:
-            self._fit_heads_to(features)
+        in_validation = self.learns_in_validation(trainer)
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        if in_validation and not (fitting and batch_idx < self._probe_batches):
+            return
+        if not self.heads:
+            self._build({name: h.shape[1] for name, h in features.items()}, labels.device)
+        if in_validation:
             # statistics start anew: those of the last validation are of another network
             metrics = self._step(features, labels, batch_idx / self._probe_batches, seen=batch_idx)
-            pl_module.log_dict(
-                metrics,
-                on_step=False,
-                on_epoch=True,
-                sync_dist=True,
-                batch_size=size,
-                add_dataloader_idx=False,  # one name, whichever loader the samples come from
-            )
+            # one name, whichever loader the samples come from
+            pl_module.log_dict(metrics, sync_dist=True, batch_size=size, add_dataloader_idx=False)
+        else:
+            progress = self._steps / self._total_steps
+            self._means.add(self._step(features, labels, progress, seen=self._steps), size)
 
     def scores(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         """Compute the logits of each head."""
         return {_NAMES[name]: head(rows[_OUTPUTS[name]]) for name, head in self.heads.items()}
-
-    def _fit_heads_to(self, features: Mapping[str, Tensor]) -> None:
-        """Build new heads unless the present ones fit these features."""
-        wanted = {name: (self.num_classes, h.shape[1]) for name, h in features.items()}
-        heads = {name: head.get_parameter("linear.weight") for name, head in self.heads.items()}
-        if {name: weight.shape for name, weight in heads.items()} != wanted:
-            widths = {name: width for name, (_, width) in wanted.items()}
-            self._build(widths, next(iter(features.values())).device)
 
     # validation may build the heads, and later training steps update them
     @torch.inference_mode(False)
@@ -188,15 +175,13 @@ class OnlineLinearProbe(LabelledCallback):
         state, self._restored = self._restored, None
         ends = ".linear.weight"
         heads = {name.removesuffix(ends): w for name, w in state["heads"].items() if ends in name}
-        shapes = {name: tuple(weight.shape) for name, weight in heads.items()}
-        classes = {name: rows for name, (rows, _) in shapes.items()}
+        classes = {name: len(weight) for name, weight in heads.items()}
         if classes != dict.fromkeys(self.representations, self.num_classes):
             raise ValueError(
                 f"Expected the checkpoint to have probes of {list(self.representations)} with "
-                f"{self.num_classes} classes, but it has {shapes}. Probe the same representations "
-                "and classes as the interrupted run."
+                f"{self.num_classes} classes, but it has {classes}. Probe the same as that run."
             )
-        self._build({name: shapes[name][1] for name in self.representations}, device)
+        self._build({name: heads[name].shape[1] for name in self.representations}, device)
         self.heads.load_state_dict(state["heads"])
         cast(torch.optim.Optimizer, self._optimizer).load_state_dict(state["optimizer"])
         self._steps = state["steps"]
@@ -207,10 +192,10 @@ class OnlineLinearProbe(LabelledCallback):
     def _step(
         self, features: Mapping[str, Tensor], labels: Tensor, progress: float, seen: int
     ) -> dict[str, Tensor]:
-        """Take one step of all heads towards the labels; return their losses and accuracies.
+        """Take one step of all heads; return their losses and accuracies.
 
-        ``progress`` is the position on the learning rate's cosine, from 0 to 1; ``seen`` the number
-        of batches in the running statistics.
+        ``progress`` is the position on the cosine, from 0 to 1; ``seen`` the number of batches in
+        the running statistics.
         """
         optimizer = cast(torch.optim.Optimizer, self._optimizer)
         labels = _outside_inference(labels)

@@ -15,8 +15,7 @@ class EpochMeans:
     """Weighted means of metrics over an epoch and all processes.
 
     Lightning keeps those of ``self.log(..., on_epoch=True)`` in no checkpoint. A callback calls
-    `to` in ``on_train_start``, `reset` in ``on_train_epoch_start`` and `log` in
-    ``on_train_epoch_end``, and makes the state a part of its own.
+    each method in the hook that fits, and makes the state a part of its own.
     """
 
     def __init__(self) -> None:
@@ -31,18 +30,13 @@ class EpochMeans:
         self._sums = {}
 
     def add(self, metrics: Mapping[str, Tensor], weight: float = 1) -> None:
-        """Count a batch.
-
-        Args:
-            metrics: Scalars; the same names in every batch and process.
-            weight: Number of samples that they are means of.
-        """
+        """Count scalar means of ``weight`` samples, the same names in every batch and process."""
         new = {name: weight * value.detach() for name, value in metrics.items()}
         new[_WEIGHT] = torch.full_like(next(iter(new.values())), weight)
         self._sums = {name: self._sums.get(name, 0) + value for name, value in new.items()}
 
     def log(self, pl_module: LightningModule) -> None:
-        """Log the means under the names that they were added by; nothing without a batch."""
+        """Log the means under their names; nothing without a batch."""
         if self._sums:
             *totals, weight = all_reduce_sum(torch.stack([*self._sums.values()]))
             means = dict(zip(self._sums, [total / weight for total in totals], strict=False))

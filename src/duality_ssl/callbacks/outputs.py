@@ -19,15 +19,10 @@ _ROWS = 2**14
 
 
 def views(outputs: Any, name: str, step: str) -> list[Tensor]:
-    """Read the rows of each view, detached, from the outputs of a step of any LightningModule.
-
-    Args:
-        outputs: Outputs of the step.
-        name: Name of their entry: a tensor ``(N, F)``, or a tuple or list of one a view.
-        step: Name of the step, for messages.
+    """Read an entry of a step's outputs: the rows of each view, detached.
 
     Raises:
-        ValueError: If the entry is missing or of another shape.
+        ValueError: If it is not a tensor ``(N, F)``, or a tuple or list of one a view.
     """
     entry = outputs.get(name) if isinstance(outputs, Mapping) else None
     parts = list(entry) if isinstance(entry, tuple | list) else [entry]
@@ -42,12 +37,7 @@ def views(outputs: Any, name: str, step: str) -> list[Tensor]:
 
 
 def step_rows(outputs: Any, names: Sequence[str], step: str) -> dict[str, Tensor]:
-    """Read entries of a step's outputs, one view after the other; labels once for each view.
-
-    Args:
-        outputs: Outputs of the step.
-        names: Names of entries for `views`, and perhaps ``labels``, a tensor ``(N,)``.
-        step: Name of the step, for messages.
+    """Read entries of a step's outputs, one view after the other; ``labels`` once for each view.
 
     Raises:
         ValueError: If an entry is missing or of another shape.
@@ -61,8 +51,7 @@ def step_rows(outputs: Any, names: Sequence[str], step: str) -> dict[str, Tensor
             got = "no 'labels'" if labels is None else describe(labels)
             raise ValueError(
                 f"Expected `{step}` to return a dict with 'labels', a tensor (N,) of the classes "
-                f"of its N = {len(first[0])} samples, but got {got}: return {{..., 'labels': y}}, "
-                "with a class of -1 for unlabelled samples."
+                f"of its N = {len(first[0])} samples (-1 for unlabelled ones), but got {got}."
             )
         found["labels"] = labels.long().repeat(len(first))
     if len({len(entry) for entry in found.values()}) > 1:
@@ -74,12 +63,9 @@ def step_rows(outputs: Any, names: Sequence[str], step: str) -> dict[str, Tensor
 
 
 class OutputStore:
-    """Rows of named entries of the steps' outputs.
+    """Rows of named entries of the steps' outputs, kept on a device, by default their own.
 
-    Args:
-        names: Entries that every step has to return, such as ``features`` or ``labels``.
-        optional: Entries to keep if a step returns them.
-        device: Device that keeps them; by default their own.
+    Every step has to return the entries in ``names``; those in ``optional`` are kept if it does.
     """
 
     def __init__(

@@ -10,10 +10,6 @@ from duality_ssl.callbacks.outputs import OutputStore, gather_strings, output_pa
 from duality_ssl.files import write_atomically
 
 
-def _new_store() -> OutputStore:
-    return OutputStore(("features", "labels"), optional=("embeddings",), device="cpu")
-
-
 class FeatureWriter(Callback):
     """Writes features, embeddings and labels of all of ``trainer.predict`` to one file.
 
@@ -30,12 +26,12 @@ class FeatureWriter(Callback):
 
     def __init__(self, filename: str = "features.npz") -> None:
         self.filename = filename
-        self._store = _new_store()
+        self._store: OutputStore
         self._paths: list[str] = []
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start with an empty store."""
-        self._store, self._paths = _new_store(), []
+        self._store = OutputStore(("features", "labels"), optional=("embeddings",), device="cpu")
+        self._paths = []
 
     def on_predict_batch_end(
         self,
@@ -46,12 +42,10 @@ class FeatureWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep this batch's outputs and the paths of its files."""
         self._store.add(outputs, "predict_step")
         self._paths += getattr(batch, "paths", ())
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather over processes and write on the first one."""
         rows = self._store.gather(pl_module.device)
         paths = gather_strings(self._paths, pl_module.device) if self._paths else []
         path = output_path(trainer, self.filename)

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -14,11 +13,7 @@ from duality_ssl.distributed import world_size
 
 
 class Stopwatch:
-    """Seconds of training, split at the start and the end of each batch; validation is left out.
-
-    What passes between the end of a batch and the start of the next is the wait for data: loading,
-    transfer, and augmentation on the host.
-    """
+    """Seconds of training, split at the start and the end of each batch; validation is left out."""
 
     def __init__(self) -> None:
         self.waited = self.stepped = 0.0
@@ -50,36 +45,24 @@ class Stopwatch:
 
 
 class RunSummary(Callback):
-    """Prints at the end of a fit how many images a second it trained on, and what it waited for.
+    """Prints at the end of a fit how many images a second it trained on, and how long it waited.
 
-    Images are counted once (not per view) over all processes, and the time is that of training,
-    without validation. The shares of that time, in this process:
-
-    - waiting for data: there was no batch;
-    - augment: augmentation on the host (on a GPU only its launch: use a profiler);
-    - step: the rest, callbacks included;
-    - decode, for folders: reading and decoding files. With workers it overlaps the rest and is a
-      share of *their* time; without, it is part of the waiting.
-
-    Without an `SSLDataModule`, augmentation counts as waiting. Put this callback last: the time of
-    those after it counts as waiting.
+    Images are counted once (not per view) over all processes. The time is that of training, without
+    validation; waiting is the share of it between batches, in this process: loading, transfer, and
+    augmentation on the host. Put this callback last: the time of those after it counts as waiting.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._watch = Stopwatch()
         self._before_epoch = (0, 0.0)
-        self._before_run: dict[str, float] = {}
         self._loss: Tensor | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the run's figures, and those of an epoch that is resumed."""
         super().on_train_start(trainer, pl_module)
         self._watch, self._before_epoch = Stopwatch(), (0, 0.0)
-        self._before_run = _host_seconds(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the epoch's figures."""
         super().on_train_epoch_start(trainer, pl_module)
         self._watch.start()
         self._before_epoch = (self._watch.images, self._watch.seconds)
@@ -87,24 +70,16 @@ class RunSummary(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Count the wait for the batch."""
         self._watch.batch_starts()
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Mapping[str, Any],  # type: ignore[override]
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch."""
         self._loss = outputs["loss"].detach()
         self._watch.batch_ends(extract_batch_size(batch) * world_size())
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
         super().on_validation_start(trainer, pl_module)
         self._stop()
 
@@ -115,16 +90,15 @@ class RunSummary(Callback):
             self._watch.start()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
         self._stop()
         super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the run's line."""
         super().on_train_end(trainer, pl_module)
         images, seconds = self._watch.images, self._watch.seconds
         if images and trainer.is_global_zero:
-            rate = f"{images / seconds:,.0f} images/s, {self._shares(trainer)}."
+            waited = f"{self._watch.waited / seconds:.0%} of the time waiting for data"
+            rate = f"{images / seconds:,.0f} images/s, {waited}."
             print(f"Trained on {images:,} images in {seconds:.1f} s: {rate}", flush=True)
 
     def _images_per_second(self) -> float:
@@ -133,31 +107,10 @@ class RunSummary(Callback):
         trained = self._watch.images - images
         return trained / (self._watch.seconds - seconds) if trained else 0.0
 
-    def _shares(self, trainer: Trainer) -> str:
-        total = self._watch.seconds
-        spent = {name: s - self._before_run[name] for name, s in _host_seconds(trainer).items()}
-        augment = spent.get("augment", 0.0)
-        wait = max(0.0, self._watch.waited - augment)
-        parts = []
-        if spent.get("decode"):
-            workers: int = getattr(trainer, "datamodule", None).num_workers  # type: ignore[union-attr]
-            whose = f" of {workers} worker{'s' * (workers > 1)}" if workers else ""
-            parts.append(f"decode {spent['decode'] / (total * max(1, workers)):.0%}{whose}")
-        if spent:
-            step = total - wait - augment
-            parts += [f"augment {augment / total:.0%}", f"step {step / total:.0%}"]
-        inside = f" ({', '.join(parts)})" if parts else ""
-        return f"{wait / total:.0%} of the time waiting for data{inside}"
-
     def _stop(self) -> None:
         if self._loss is not None:
             self._loss.item()  # wait for the device, which is behind the host
         self._watch.batch_ends()
-
-
-def _host_seconds(trainer: Trainer) -> dict[str, float]:
-    """Seconds that the data module has measured so far, if it measures."""
-    return dict(getattr(getattr(trainer, "datamodule", None), "host_seconds", {}))
 
 
 class RunProgress(RunSummary, TQDMProgressBar):
@@ -182,11 +135,9 @@ class RunProgress(RunSummary, TQDMProgressBar):
         return RunSummary.__qualname__
 
     def state_dict(self) -> dict[str, Any]:
-        """Loss of the epoch so far."""
         return {"loss_sum": self._loss_sum, "batches": self._batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the epoch's loss."""
         self._loss_sum, self._batches = state_dict["loss_sum"] or 0.0, state_dict["batches"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -202,20 +153,13 @@ class RunProgress(RunSummary, TQDMProgressBar):
         self.train_progress_bar.set_description(_epoch(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the epoch's figures."""
         self._loss_sum, self._batches = 0.0, 0
         super().on_train_epoch_start(trainer, pl_module)
         self.train_progress_bar.set_description(_epoch(trainer))  # Lightning counts from 0
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Mapping[str, Any],  # type: ignore[override]
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch."""
         self._loss_sum = self._loss_sum + outputs["loss"].detach()
         self._batches += 1
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)

@@ -24,7 +24,6 @@ class StepSeed(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seed this step."""
         seed = os.environ.get("PL_GLOBAL_SEED")
         if seed is not None:
             drawn = derive_seed(STEP, int(seed), trainer.current_epoch, batch_idx, rank())

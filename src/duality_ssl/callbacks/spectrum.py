@@ -1,6 +1,5 @@
 """RankMe: the effective rank of validation embeddings and features, without labels."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -37,22 +36,20 @@ class RankMe(Callback):
         if max_samples < 2:
             raise ValueError(f"Expected `max_samples` of at least 2, but got {max_samples}.")
         self.max_samples = max_samples
-        self._store = OutputStore(("features",), optional=("embeddings",))
+        self._store: OutputStore
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start with an empty store."""
         self._store = OutputStore(("features",), optional=("embeddings",))
 
     def on_validation_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Mapping[str, Any],  # type: ignore[override]
+        outputs: Any,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep this batch's share of the samples."""
         if trainer.sanity_checking or not is_validation_set(trainer, dataloader_idx):
             return
         per_process = max(1, self.max_samples // world_size())
@@ -63,7 +60,6 @@ class RankMe(Callback):
         self._store.add(outputs, "validation_step", limit)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log both effective ranks."""
         if trainer.sanity_checking or not len(self._store):
             return
         rows = self._store.gather(pl_module.device)

@@ -38,13 +38,9 @@ class StandardizedLinear(nn.Module):
 
     @torch.no_grad()
     def observe(self, h: Tensor, mask: Tensor, count: Tensor, step: int) -> None:
-        """Update the statistics with a batch.
+        """Update the statistics with features ``(N, F)`` of batch number ``step``.
 
-        Args:
-            h: Features ``(N, F)`` of this process.
-            mask: ``(N, 1)``, 1 for the samples that count, else 0.
-            count: How many count over all processes; with none the statistics stay.
-            step: Number of batches seen before.
+        ``mask`` ``(N, 1)`` is 1 for samples that count, of which all processes have ``count``.
         """
         some, count = count > 0, count.clamp(min=1)
         mean = all_reduce_sum((h * mask).sum(0)) / count

@@ -6,7 +6,6 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
-from torch.nn.functional import pad
 
 from duality_ssl.batches import two_views
 
@@ -43,7 +42,6 @@ class ViewGrid(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the grid, if it is due."""
         again = self.every_n_epochs and trainer.current_epoch % self.every_n_epochs == 0
         if self._drawn and not (batch_idx == 0 and again):
             return
@@ -51,49 +49,34 @@ class ViewGrid(Callback):
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not boards or not trainer.is_global_zero:
             return
-        first, second, _ = two_views(batch)
+        first, second = (view[: self.num_images] for view in two_views(batch)[:2])
         datamodule = getattr(trainer, "datamodule", None)
-        grid = view_grid(
-            first[: self.num_images],
-            second[: self.num_images],
-            getattr(datamodule, "mean", None),
-            getattr(datamodule, "std", None),
-        )
+        mean, std = (getattr(datamodule, name, None) for name in ("mean", "std"))
+        grid = view_grid(first, second, mean, std)
         for board in boards:
             board.experiment.add_image("views", grid, trainer.global_step)
 
 
-def view_grid(
-    first: Tensor, second: Tensor, mean: Any = None, std: Any = None, columns: int = 4
-) -> Tensor:
-    """Arrange pairs of images in a grid, the two views of an image beside each other.
+def view_grid(first: Tensor, second: Tensor, mean: Any = None, std: Any = None) -> Tensor:
+    """Arrange pairs of images in a grid, four in a row, the two views of an image side by side.
 
     Args:
-        first: First views, of shape ``(N, C, H, W)``.
+        first: First views, of shape ``(N, C, H, W)``; the first channel is shown unless C = 3.
         second: Second views, of the same shape.
         mean: Mean that was subtracted, a number a channel, or None.
         std: Standard deviation that was divided by, a number a channel, or None.
-        columns: Pairs in a row.
 
     Returns:
-        Image of shape ``(3, H', W')`` (``(1, H', W')`` for grey), uint8, on the CPU, with a white
-        line of one pixel within a pair and of two around it. Of other numbers of channels the first
-        is shown.
+        Image of shape ``(3, H', W')``, uint8, on the CPU.
     """
     from torchvision.utils import make_grid  # slow to import
 
-    views = torch.stack([first, second]).detach().float().cpu()  # (2, N, C, H, W)
-    if mean is not None and std is not None:
-        shape = (-1, 1, 1)
-        views = views * torch.as_tensor(std).view(shape) + torch.as_tensor(mean).view(shape)
-    else:
-        low, high = views.min(), views.max()
-        views = (views - low) / (high - low).clamp(min=1e-12)
-    if views.shape[2] not in (1, 3):
-        views = views[:, :, :1]
-    views = (views.clamp(0, 1) * 255).round().to(torch.uint8)
-    white = 255
-    left, right = pad(views[0], (0, 1), value=white), views[1]
-    pairs = pad(torch.cat([left, right], dim=3), (2, 2, 2, 2), value=white)
-    grid: Tensor = make_grid(pairs, columns, padding=0, pad_value=white)
-    return grid[: views.shape[2]]  # make_grid repeats a grey channel
+    pairs = torch.cat([first, second], dim=3).detach().float().cpu()
+    known = mean is not None and std is not None
+    if known:
+        pairs = pairs * torch.as_tensor(std).view(-1, 1, 1) + torch.as_tensor(mean).view(-1, 1, 1)
+        pairs = pairs.clamp(0, 1)
+    if pairs.shape[1] != 3:
+        pairs = pairs[:, :1]
+    grid = make_grid(pairs, nrow=4, normalize=not known, pad_value=1)
+    return (grid * 255).round().to(torch.uint8)

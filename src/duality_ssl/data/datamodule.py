@@ -1,6 +1,5 @@
 """The data module: two augmented views for pretraining, plain images for everything else."""
 
-import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,8 +129,6 @@ class SSLDataModule(LightningDataModule):
         self._augmentations = [
             Augmentation(view, self.image_size, self.mean, self.std) for view in self.views
         ]
-        self.host_seconds = {"decode": 0.0, "augment": 0.0}
-        """Time of the host for training batches so far: decoding files, and augmenting."""
         self._cache: dict[Split, Images] = {}
 
     @property
@@ -213,7 +210,6 @@ class SSLDataModule(LightningDataModule):
         if batch.seed is None:
             images = self._converted(self._plain(batch.images[0]))
             return PlainBatch(images, batch.labels, batch.paths)
-        started = time.perf_counter()
         generator = torch.Generator().manual_seed(batch.seed)
         cropped = len(batch.images) > 1
         crops = batch.images if cropped else (batch.images[0],) * 2
@@ -221,8 +217,6 @@ class SSLDataModule(LightningDataModule):
             self._converted(augment(images, generator, cropped=cropped, group=process_group()))
             for augment, images in zip(self._augmentations, crops, strict=True)
         ]
-        self.host_seconds["augment"] += time.perf_counter() - started
-        self.host_seconds["decode"] += batch.decode_seconds
         return views, batch.labels
 
     def _converted(self, images: Tensor) -> Tensor:

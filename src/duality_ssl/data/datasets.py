@@ -1,7 +1,6 @@
 """Sets of images in memory or in files, and the data sets that make batches of them."""
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,8 +109,6 @@ class Batch(NamedTuple):
     """Files that could not be read and were skipped."""
     paths: tuple[str, ...] = ()
     """Files of the images, in evaluation; none for images in memory."""
-    decode_seconds: float = 0.0
-    """Time to read, decode and crop the files, in whichever process did it."""
 
 
 class PlainBatch(tuple[list[Tensor], Tensor]):
@@ -176,12 +173,10 @@ class FileDataset(Dataset[Batch | BadImageError]):
         return len(self.images)
 
     def __getitem__(self, request: BatchRequest) -> Batch | BadImageError:
-        started = time.perf_counter()
         try:
-            batch = self._collect(request)
+            return self._collect(request)
         except BadImageError as error:
             return error
-        return batch._replace(decode_seconds=time.perf_counter() - started)
 
     def _collect(self, request: BatchRequest) -> Batch:
         training = request.seed is not None

@@ -3,8 +3,7 @@
 from duality_ssl.evaluation.few_label import few_label_top1
 from duality_ssl.evaluation.knn import knn_top1, knn_votes
 from duality_ssl.evaluation.linear import linear_top1
-from duality_ssl.evaluation.protocols import evaluate
-from duality_ssl.evaluation.rank import RANKME_SAMPLES, effective_rank
+from duality_ssl.evaluation.protocols import RANKME_SAMPLES, effective_rank, evaluate
 from duality_ssl.evaluation.settings import Settings
 
 __all__ = [

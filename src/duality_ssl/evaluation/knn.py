@@ -75,7 +75,7 @@ def knn_votes(
         Votes of shape ``(M, C)``, float32, on the device of ``queries``.
 
     Raises:
-        ValueError: If ``k`` or ``temperature`` is not positive, or the bank is empty.
+        ValueError: If ``k`` or ``temperature`` is not positive.
 
     Source: Wu et al., Unsupervised feature learning via non-parametric instance discrimination,
     CVPR 2018, section 3.4, https://arxiv.org/abs/1805.01978
@@ -84,8 +84,6 @@ def knn_votes(
         raise ValueError(
             f"Expected `k` >= 1 and `temperature` > 0, but got k={k} and temperature={temperature}."
         )
-    if not len(bank):
-        raise ValueError("Expected a bank of at least one feature, but got an empty one.")
     k = min(k, len(bank))
     queries = normalize(queries.float(), dim=1)
     # the nearest so far; every -inf is replaced, since all pieces together have at least k rows

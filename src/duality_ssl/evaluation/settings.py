@@ -7,20 +7,22 @@ from dataclasses import dataclass
 class Settings:
     """Options of the offline protocols, the same for every method.
 
+    Args:
+        k: Neighbours that vote in the k-NN.
+        temperature: Temperature of the neighbours' votes.
+        max_linear_samples: Most training samples that the logistic regression is fitted on.
+        labels_per_class: Labelled samples a class in the few-label protocol.
+        few_label_draws: Seeded draws that the few-label protocol averages over.
+
     Raises:
         ValueError: If one of them is not positive.
     """
 
     k: int = 5
-    """Neighbours that vote in the k-NN."""
     temperature: float = 0.07
-    """Temperature of the neighbours' votes."""
     max_linear_samples: int = 50_000
-    """Most training samples that the logistic regression is fitted on."""
     labels_per_class: int = 5
-    """Labelled samples a class in the few-label protocol."""
     few_label_draws: int = 20
-    """Seeded draws that the few-label protocol averages over."""
 
     def __post_init__(self) -> None:
         """Refuse a number that no protocol can take, before features are computed."""
