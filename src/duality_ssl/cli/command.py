@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import duality_ssl
 from duality_ssl import callbacks
+from duality_ssl.callbacks.memory import MemoryEstimate
 from duality_ssl.cli.config_files import CommandLine
 from duality_ssl.cli.messages import (
     explain,
@@ -279,7 +280,7 @@ class Command(LightningCLI):
         chosen: list[Callback] = [*(named if isinstance(named, list) else [named])]
         chosen += [options[key] for key in _CALLBACKS if key not in without]
         if fits:
-            chosen += [callbacks.StepSeed(), callbacks.ChangedValues()]
+            chosen += [callbacks.StepSeed(), callbacks.ChangedValues(), MemoryEstimate()]
         if fits and self.logs:
             start = self.resume.run, self.resume.checkpoint
             loggers = partial(run_loggers, named=self.named)

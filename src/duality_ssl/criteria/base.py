@@ -80,6 +80,17 @@ class Criterion(nn.Module, ABC):
             return terms(z1, z2, group)
         return terms(group.gather(z1), group.gather(z2))
 
+    def memory(self, n: int, d: int) -> int:
+        """Estimate how many values (not bytes) a step keeps beside its two inputs.
+
+        About three times the inputs, and the Gram matrix of the smaller side.
+
+        Args:
+            n: Samples of the batch.
+            d: Dimensions.
+        """
+        return 3 * 2 * n * d + min(n, d) ** 2
+
     def extra_repr(self) -> str:
         """Return the arguments of the criterion, for ``repr``."""
         names = inspect.signature(type(self)).parameters

@@ -15,7 +15,7 @@ from duality_ssl.functional import (
     project_to_ball,
     standardize_columns,
 )
-from duality_ssl.functional.logsumexp import Similarity
+from duality_ssl.functional.logsumexp import Similarity, logsumexp_memory
 
 Normalization = Literal["embeddings", "centered", "standardized"]
 
@@ -57,6 +57,10 @@ class _PairContrast(Criterion):
         """
         h1, h2 = self.normalize(z1, group), self.normalize(z2, group)
         return contrast_logits(h1, h2, self.temperature, self.similarity, group)
+
+    def memory(self, n: int, d: int) -> int:
+        """Estimate the values that a step keeps; see :meth:`Criterion.memory`."""
+        return 5 * 2 * n * d + logsumexp_memory(2 * n)
 
 
 class SimCLR(_PairContrast):

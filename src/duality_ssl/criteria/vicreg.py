@@ -12,6 +12,7 @@ from duality_ssl.functional import (
     squared_covariance,
     variance_hinge,
 )
+from duality_ssl.functional.logsumexp import logsumexp_memory
 
 
 class VICReg(Criterion):
@@ -124,6 +125,10 @@ class VICRegExp(VICReg):
         invariance = group.mean(mse_loss(z1, z2))
         return self._weighted(invariance, variance, lse1 + lse2)
 
+    def memory(self, n: int, d: int) -> int:
+        """Estimate the values that a step keeps; see :meth:`Criterion.memory`."""
+        return 4 * 2 * n * d + 2 * logsumexp_memory(d)
+
 
 class VICRegCtr(VICRegExp):
     r"""VICReg-exp on the transpose: VICReg made contrastive.
@@ -172,3 +177,7 @@ class VICRegCtr(VICRegExp):
         lse2 = sample_logsumexp(c2, self.temperature, group)
         invariance = group.mean(mse_loss(z1, z2))
         return self._weighted(invariance, variance, lse1 + lse2)
+
+    def memory(self, n: int, d: int) -> int:
+        """Estimate the values that a step keeps; see :meth:`Criterion.memory`."""
+        return 4 * 2 * n * d + 2 * logsumexp_memory(n)

@@ -8,6 +8,7 @@ from torch import Tensor
 from duality_ssl.distributed import SINGLE, Group
 from duality_ssl.functional._kernels import logsumexp as kernels
 from duality_ssl.functional._kernels.dispatch import accelerated
+from duality_ssl.functional._kernels.logsumexp import memory as logsumexp_memory
 from duality_ssl.functional.normalization import centered
 from duality_ssl.functional.precision import full_precision
 
@@ -15,6 +16,7 @@ __all__ = [
     "Similarity",
     "contrast_logits",
     "covariance_logsumexp",
+    "logsumexp_memory",
     "logsumexp_of_others",
     "sample_logsumexp",
 ]

@@ -24,6 +24,7 @@ _RENAMED_PATHS = {
     "duality_ssl.checkpoint_io": "duality_ssl.runs.checkpoint_io",
     "duality_ssl.data.folder": "duality_ssl.data.sources.folder",
     "duality_ssl.loggers": "duality_ssl.runs.loggers",
+    "duality_ssl.memory": "duality_ssl.callbacks.memory",
     "duality_ssl.profiler.StepProfiler": "lightning.pytorch.profilers.SimpleProfiler",
 }
 _RENAMED_ARGUMENTS = {("SpectralContrastive", "radius"): "mu"}  # the squared radius, also then

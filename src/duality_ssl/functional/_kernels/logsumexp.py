@@ -90,6 +90,12 @@ def logsumexp_of_others_gradient(
     return result
 
 
+def memory(vectors: int) -> int:
+    """Estimate the numbers that forward and backward pass hold beside the vectors and gradients."""
+    triangle = vectors**2 // 2
+    return min(triangle, 2**20) + (triangle if triangle <= _KEPT else 0)
+
+
 def _tiles(x: Tensor, views: int, group: Group) -> list[tuple[slice, slice]]:
     """Tiles of the upper triangle of all products, this process's share of them.
 
