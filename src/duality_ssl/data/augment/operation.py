@@ -29,5 +29,8 @@ def change_drawn(
         places = drawn.nonzero().squeeze(1)
         index = upload(places, images.device)
         changed = change(images.index_select(0, index), *(each[places] for each in parameters))
-        images.index_copy_(0, index, changed)
+        # a CPU copies value by value: 16 bytes at a time take a fourth of the time
+        fits = images.shape[3] * images.element_size() % 16 == 0
+        wide = torch.complex128 if fits else images.dtype
+        images.view(wide).index_copy_(0, index, changed.view(wide))
     return images
