@@ -21,15 +21,9 @@ from duality_ssl.randomness import AUGMENT, ORDER, PROBE, SUBSET, derive_seed
 
 
 def draw_subset(labels: Tensor, subset: int | float, seed: int) -> Tensor:
-    """Draw some samples, each class in proportion as far as whole samples allow.
+    """Draw a count or a fraction of the samples, each class in proportion: sorted indices.
 
-    Args:
-        labels: Classes, shape ``(N,)``; all -1 draws without regard to classes.
-        subset: A count, or a fraction (a float in (0, 1]).
-        seed: The same seed draws the same samples.
-
-    Returns:
-        Sorted indices.
+    Labels of -1 throughout are one class.
 
     Raises:
         ValueError: If there is nothing to draw, or less than asked for.
@@ -74,11 +68,11 @@ class _BatchSampler(DistributedSampler, SequentialSampler):
     """Base of the two samplers.
 
     Lightning replaces a sampler that is no ``DistributedSampler`` in a distributed run, and one
-    that is no ``SequentialSampler`` with ``overfit_batches``. Ours shards by itself, hence the two
-    base classes, of which only the names and ``set_epoch`` are used.
+    that is no ``SequentialSampler`` with ``overfit_batches``: of the two only the names and
+    ``set_epoch`` are used.
     """
 
-    def __init__(self, images: Sized, batch_size: int, seed: int, shuffle: bool) -> None:
+    def __init__(self, images: Sized, batch_size: int, seed: int, shuffle: bool = True) -> None:
         super().__init__(
             images,  # type: ignore[arg-type]
             num_replicas=world_size(),
@@ -103,9 +97,6 @@ class TrainBatches(_BatchSampler):
         seed: Seed of the run, 0 or more.
         shuffle: False keeps the order of the set, to overfit a few batches.
     """
-
-    def __init__(self, images: Sized, batch_size: int, seed: int, shuffle: bool = True) -> None:
-        super().__init__(images, batch_size, seed, shuffle)
 
     def __iter__(self) -> Iterator[BatchRequest]:  # type: ignore[override]
         order = np.arange(self.size)

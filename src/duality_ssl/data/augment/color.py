@@ -35,13 +35,8 @@ def color_jitter(
 ) -> Tensor:
     """Jitter brightness, contrast, saturation and hue, each sample in its own order.
 
-    Args:
-        images: Shape ``(N, C, H, W)``.
-        brightness: Factors, shape ``(N,)``; 1 is the identity.
-        contrast: Factors, shape ``(N,)``; 1 is the identity.
-        saturation: Factors, shape ``(N,)``; 1 is the identity.
-        hue: Shifts in turns, shape ``(N,)``; 0 is the identity.
-        order: Permutations of (0 brightness, 1 contrast, 2 saturation, 3 hue), shape ``(N, 4)``.
+    Factors of 1 and shifts of the hue by 0, in turns, are the identity. ``order`` has permutations
+    of (0 brightness, 1 contrast, 2 saturation, 3 hue), shape ``(N, 4)``.
     """
     adjust = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
     values = torch.stack((brightness, contrast, saturation, hue), dim=1)
@@ -87,11 +82,8 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
         |h| c = v + G + B - R - 2 m, with the sign of G - B,
 
     and a channel whose own colour is ``a`` units away from the hue has the value
-    ``v + c - a c`` within ``[m, v]``. So nothing is divided, and no pixel is a special case.
-
-    Args:
-        images: Shape ``(N, C, H, W)``.
-        shift: Shape ``(N,)``, in turns, in [-0.5, 0.5].
+    ``v + c - a c`` within ``[m, v]``. So nothing is divided, and no pixel is a special case. The
+    shift is in turns, in [-0.5, 0.5].
     """
     if images.shape[1] == 1:
         return images

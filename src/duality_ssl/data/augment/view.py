@@ -162,15 +162,9 @@ def draw_boxes(
 ) -> Tensor:
     """Draw crop boxes as ``RandomResizedCrop`` does: area uniform, aspect ratio log-uniform.
 
-    The first of ten candidates that fits into the image is taken, or else the largest centred box
-    with an allowed aspect ratio.
-
-    Args:
-        n: Number of boxes.
-        size: Height and width of the images, in pixels.
-        scale: Smallest and largest area of a box, as fractions of the image's area.
-        ratio: Smallest and largest width / height of a box.
-        generator: Generator on the CPU.
+    The first of ten candidates that fits into an image of ``size`` (height, width) is taken, or
+    else the largest centred box with an allowed aspect ratio. For ``scale`` and ``ratio`` see
+    `View`.
 
     Returns:
         Integer tensor of shape ``(n, 4)``: top, left, height, width, in pixels.

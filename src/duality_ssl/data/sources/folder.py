@@ -28,17 +28,13 @@ _UNLABELLED_VAL = 5000  # images of an unlabelled folder that serve as a validat
 class Folder(ImageSource):
     """A folder of image files, with or without labels.
 
-    - ``root/train/<class>/*`` and ``root/val/<class>/*``: labelled. Class folders may have
-      subfolders, and ``val/`` may lack classes.
+    - ``root/train/<class>/*`` and ``root/val/<class>/*``: labelled.
     - ``root/train/<class>/*`` or ``root/<class>/*``, all images exactly one level down and in two
-      folders or more: labelled. Without a ``val/`` a tenth of each class, drawn by the seed, is
-      held out for validation and not trained on.
-    - Everything else is unlabelled: all images below ``root/train`` or ``root``. Those below
-      ``root/val`` are the validation set if there are any; else up to 5000 of the training images,
-      evenly spaced, are used, for monitors that need no held-out images (rank, collapse).
+      folders or more: labelled. Without a ``val/`` a tenth of each class is held out, by the seed.
+    - Everything else is unlabelled. Validation uses the images below ``root/val``, or else up to
+      5000 of the training images, for monitors that need no held-out images (rank, collapse).
 
-    The reading is logged once. Images are normalised with ImageNet's statistics. Orientation tags
-    (EXIF) are applied, unlike in torchvision's ``ImageFolder``.
+    Images are normalised with ImageNet's statistics.
     """
 
     channels = 3
