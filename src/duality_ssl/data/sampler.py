@@ -89,13 +89,8 @@ class TrainBatches(_BatchSampler):
     """Shuffled batches of one size; a smaller last batch is dropped.
 
     Batch ``k`` of all processes together is a contiguous piece of the epoch's permutation, in rank
-    order: ``W`` processes of batch ``B`` see what one process of batch ``W * B`` sees.
-
-    Args:
-        images: The set to draw from.
-        batch_size: Batch of one process.
-        seed: Seed of the run, 0 or more.
-        shuffle: False keeps the order of the set, to overfit a few batches.
+    order: ``W`` processes of batch ``B`` see what one process of batch ``W * B`` sees. Without
+    ``shuffle`` the order is the set's, to overfit a few batches.
     """
 
     def __iter__(self) -> Iterator[BatchRequest]:  # type: ignore[override]
@@ -120,11 +115,8 @@ class EvalBatches(_BatchSampler):
     differ by one sample. They are cut into equally many batches where that is possible (with a
     batch size above 1), as processes wait for each other at every batch.
 
-    Args:
-        images: The set to go through.
-        batch_size: Largest batch of one process.
-        seed: Seed of a permutation, the same in every epoch; None keeps the order of the set. A
-            probe that learns from the batches must not see one class after the other.
+    A seed permutes the set, in every epoch alike: a probe that learns from the batches must not see
+    one class after the other.
     """
 
     def __init__(self, images: Sized, batch_size: int, seed: int | None = None) -> None:

@@ -16,12 +16,9 @@ def change_drawn(
 ) -> Tensor:
     """Change the drawn samples of a batch, in place where possible.
 
-    Args:
-        images: Shape ``(N, C, H, W)``; may be overwritten.
-        drawn: Which samples to change, boolean, shape ``(N,)``, on the CPU: a GPU never has to be
-            waited for.
-        change: Takes the drawn images, which it may overwrite, and their parameters.
-        parameters: CPU tensors with one row per sample.
+    ``drawn`` (shape ``(N,)``) and the parameters (one row per sample) are on the CPU: a GPU never
+    has to be waited for. ``change`` takes the drawn images, which it may overwrite, and their rows
+    of the parameters.
     """
     if drawn.all():
         return change(images, *parameters)

@@ -119,7 +119,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernels: Tensor) -> Tensor:
 
 def _blur(images: Tensor, sigma: Tensor, kernels: Tensor) -> Tensor:
     radius = kernels.shape[2] // 2
-    widest = min(radius, math.ceil(4 * sigma.max().item()))
+    widest = min(radius, int(torch.ceil(4 * sigma.max())))
     kernels = upload(kernels[..., radius - widest : radius + widest + 1], images.device)
     for _ in range(2):  # along the rows, then down the columns
         pixel = _reflected(images.shape[3], widest, images.device)

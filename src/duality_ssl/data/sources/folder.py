@@ -43,7 +43,6 @@ class Folder(ImageSource):
     std = (0.229, 0.224, 0.225)
     auto: ClassVar[Labels] = "auto"
     """What ``labels="auto"`` means for this source."""
-    sorting_hint: ClassVar[str] = "move each image into the folder of its class"
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -115,7 +114,7 @@ class Folder(ImageSource):
             raise ValueError(
                 f"Expected class folders in `{folder}`, named as those of the training images, but "
                 f"it holds {loose} images and {len(listing.folders) or 'no'} folders: "
-                f"{self.sorting_hint}, or set `data.labels` to none."
+                "move each image into the folder of its class, or set `data.labels` to none."
             )
         if unknown := sorted(set(listing.folders) - set(classes)):
             raise ValueError(
@@ -136,10 +135,6 @@ class ImageNet(Folder):
     """ImageNet as ``train/<wnid>/*`` and ``val/<wnid>/*``, for torchvision's ``ImageFolder``."""
 
     auto: ClassVar[Labels] = "folder"
-    sorting_hint = (
-        "the archive of the validation images is flat, sort them into a folder for each wnid "
-        "(torchvision.datasets.ImageNet and the script valprep.sh do)"
-    )
 
     def _splits(self) -> tuple[Path, Path | None]:
         train, val = super()._splits()

@@ -115,12 +115,11 @@ def labelled_by_folder(listing: Listing, labels: Labels, validated: bool) -> boo
     several = sum(1 in found for found in depths.values()) > 1
     classes = labels == "folder" or validated
     if listing.loose and (classes or several):
-        everything = len(listing.images)
         raise ValueError(
             f"Expected `{listing.folder}` to hold either class folders or images, but it holds "
             f"{len(depths)} folders and {len(listing.loose)} images beside the "
             f"{len(listing.nested)} in them: move the images into a class or away, or set "
-            f"`data.labels` to none, which takes all {everything} without labels."
+            f"`data.labels` to none, which takes all {len(listing.images)} without labels."
         )
     return classes or (several and all(found <= {1} for found in depths.values()))
 
