@@ -175,15 +175,18 @@ def operations(size: int, images: Tensor, repeats: int) -> dict[str, Any]:
     whole = Augmentation(VIEW, size, MEAN, STD)
     generator = torch.Generator().manual_seed(2)
     draws = VIEW.draw(n, generator, size_of_images)
-    views = spatial.resized_crop(images, draws.boxes, size, draws.flip).div_(255)
+    crop = spatial.Resampling(draws.boxes, size, draws.flip, images.device)
+    kernels = spatial.gaussian_kernels(draws.sigma, whole.radius)
+    views = crop(images).div_(255)
     own = views.clone()  # normalising again and again drifts
     chunk = chunk_size(views[0].numel())
 
-    def through(run: Callable[[Tensor, Draws], object], x: Tensor = views) -> Callable[[], None]:
+    def through(run: Callable[..., object], x: Tensor = views) -> Callable[[], None]:
         @torch.inference_mode()
         def all_chunks() -> None:
             for first in range(0, n, chunk):
-                run(x[first : first + chunk], draws[first : first + chunk])
+                rows = slice(first, first + chunk)
+                run(x[rows], draws[rows], rows)
 
         return all_chunks
 
@@ -194,13 +197,13 @@ def operations(size: int, images: Tensor, repeats: int) -> dict[str, Any]:
 
     steps = {
         "draw": lambda: VIEW.draw(n, generator, size_of_images),
-        "crop, flip": through(lambda x, d: spatial.resized_crop(x, d.boxes, size, d.flip), images),
-        "jitter without hue": through(lambda x, d: jitter(x, d, hue=False)),
-        "hue": through(lambda x, d: jitter(x, d, hue=True)),
-        "grey": through(lambda x, d: color.grayscale(x, d.gray)),
-        "blur": through(lambda x, d: spatial.gaussian_blur(x, d.sigma, whole.radius)),
-        "solarise": through(lambda x, d: color.solarize(x, d.solarize)),
-        "normalise": through(lambda x, d: color.normalize(x, MEAN, STD), own),
+        "crop, flip": through(lambda x, _, rows: crop(x, rows), images),
+        "jitter without hue": through(lambda x, d, _: jitter(x, d, hue=False)),
+        "hue": through(lambda x, d, _: jitter(x, d, hue=True)),
+        "grey": through(lambda x, d, _: color.grayscale(x, d.gray)),
+        "blur": through(lambda x, d, rows: spatial.gaussian_blur(x, d.sigma, kernels[rows])),
+        "solarise": through(lambda x, d, _: color.solarize(x, d.solarize)),
+        "normalise": through(lambda x, d, _: color.normalize(x, MEAN, STD), own),
         "whole": lambda: whole(images, generator),
     }
     times = alternate(steps, repeats)

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from duality_ssl.data.augment.color import normalize
 from duality_ssl.data.augment.pipeline import Augmentation
-from duality_ssl.data.augment.spatial import resized_crop
+from duality_ssl.data.augment.spatial import Resampling
 from duality_ssl.data.augment.view import View, ViewChanges
 from duality_ssl.data.datasets import (
     ArrayDataset,
@@ -232,8 +232,8 @@ class SSLDataModule(LightningDataModule):
         height, width = images.shape[2:]
         images = images.float().div_(255)
         if (height, width) != (self.image_size, self.image_size):
-            whole = torch.tensor([[0, 0, height, width]])
-            images = resized_crop(images, whole.expand(len(images), 4), self.image_size)
+            whole = torch.tensor([[0, 0, height, width]]).expand(len(images), 4)
+            images = Resampling(whole, self.image_size, None, images.device)(images)
         if images.shape[1] < self.channels:
             images = images.repeat(1, self.channels, 1, 1)
         return normalize(images, self.mean, self.std)

@@ -143,16 +143,9 @@ class FileDataset(Dataset[Batch | BadImageError]):
 
     In training an image is decoded once and cropped once per view; the crop is a function of (seed,
     epoch, index, view) and of the size of the file's image. In evaluation `centre_box` is cropped.
-    An error travels to the main process as a value: raised in a worker it would arrive wrapped in
-    the worker's traceback.
-
-    Args:
-        images: The files.
-        image_size: Side of the crops, in pixels.
-        views: Distribution of each view's crops.
-        seed: Seed of the run.
-        on_bad_image: "error", or "skip": in training the next readable image takes the place (the
-            batch keeps its size), in evaluation the image is left out.
+    With ``on_bad_image`` "skip" the next readable image takes the place of a bad one in training
+    (the batch keeps its size); in evaluation it is left out. An error travels to the main process
+    as a value: raised in a worker it would arrive wrapped in the worker's traceback.
     """
 
     def __init__(
@@ -214,17 +207,14 @@ class FileDataset(Dataset[Batch | BadImageError]):
     def _read(self, path: Path, index: int, request: BatchRequest) -> list[Tensor]:
         if request.seed is None:
             return read_crops(path, self.image_size, centre_box(self.image_size), beyond=True)
-        return read_crops(
-            path, self.image_size, lambda w, h: self._boxes(w, h, index, request.epoch)
-        )
 
-    def _boxes(self, width: int, height: int, index: int, epoch: int) -> list[Box]:
-        """One random box per view."""
-        boxes = []
-        for number, view in enumerate(self.views):
-            seed = derive_seed(CROP, self.seed, epoch, index, number)
-            generator = torch.Generator().manual_seed(seed)
-            size = (height, width)
-            top, left, h, w = draw_boxes(1, size, view.scale, view.ratio, generator)[0].tolist()
-            boxes.append(Box(left, top, w, h))
-        return boxes
+        def boxes_of(width: int, height: int) -> list[Box]:
+            boxes, size = [], (height, width)
+            for number, view in enumerate(self.views):
+                seed = derive_seed(CROP, self.seed, request.epoch, index, number)
+                generator = torch.Generator().manual_seed(seed)
+                top, left, h, w = draw_boxes(1, size, view.scale, view.ratio, generator)[0].tolist()
+                boxes.append(Box(left, top, w, h))
+            return boxes
+
+        return read_crops(path, self.image_size, boxes_of)

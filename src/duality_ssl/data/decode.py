@@ -85,23 +85,20 @@ def read_crops(
     applied: boxes are parts of the upright image.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size (libjpeg then computes fewer inverse DCTs) if
-    all boxes still have ``side`` pixels or more each way, and resized from there. Boxes are in
-    pixels of the full size all the same.
+    all boxes still have ``side`` pixels or more each way, and resized from there.
 
     Args:
         path: The file.
-        side: Height and width of what is returned.
+        side: Height and width of the result.
         boxes_of: Given width and height of the upright image, the parts to read.
         beyond: Whether pixels beyond a box contribute to its edges, as if the whole image were
-            resized and then cropped; otherwise only pixels within the box contribute.
+            resized and then cropped.
 
     Returns:
         One ``uint8`` tensor of shape ``(3, side, side)`` per box.
 
     Raises:
-        BadImageError: If the file is missing, truncated, corrupt, of a mode without a known range,
-            or of more pixels than Pillow decodes (179 million, unless its `MAX_IMAGE_PIXELS` says
-            otherwise).
+        BadImageError: If the file cannot be read, or has more pixels than Pillow decodes.
     """
     try:
         with Image.open(path, formats=FORMATS) as file:

@@ -91,9 +91,9 @@ class BatchLoader(DataLoader[Any]):
 def outlive_signals(worker: int) -> None:
     """Have a worker ignore the signals that a scheduler sends to all processes of a job.
 
-    The main process decides what to do, and its workers end when it does. A worker that ended by
-    itself would end it too, with an error in the middle of a step. SIGTERM is obeyed only from the
-    main process, which sends it to a worker that it no longer needs and then waits for its end.
+    A worker that ended by itself would end the main process with an error in the middle of a step.
+    SIGTERM is obeyed only from the main process, which sends it to a worker that it no longer needs
+    and then waits for its end.
     """
     if not hasattr(signal, "sigwaitinfo"):  # a system without schedulers
         return

@@ -21,15 +21,9 @@ from duality_ssl.randomness import AUGMENT, ORDER, PROBE, SUBSET, derive_seed
 
 
 def draw_subset(labels: Tensor, subset: int | float, seed: int) -> Tensor:
-    """Draw some samples, each class in proportion as far as whole samples allow.
+    """Draw a count or a fraction of the samples, each class in proportion: sorted indices.
 
-    Args:
-        labels: Classes, shape ``(N,)``; all -1 draws without regard to classes.
-        subset: A count, or a fraction (a float in (0, 1]).
-        seed: The same seed draws the same samples.
-
-    Returns:
-        Sorted indices.
+    Labels of -1 throughout are one class.
 
     Raises:
         ValueError: If there is nothing to draw, or less than asked for.
@@ -74,11 +68,11 @@ class _BatchSampler(DistributedSampler, SequentialSampler):
     """Base of the two samplers.
 
     Lightning replaces a sampler that is no ``DistributedSampler`` in a distributed run, and one
-    that is no ``SequentialSampler`` with ``overfit_batches``. Ours shards by itself, hence the two
-    base classes, of which only the names and ``set_epoch`` are used.
+    that is no ``SequentialSampler`` with ``overfit_batches``: of the two only the names and
+    ``set_epoch`` are used.
     """
 
-    def __init__(self, images: Sized, batch_size: int, seed: int, shuffle: bool) -> None:
+    def __init__(self, images: Sized, batch_size: int, seed: int, shuffle: bool = True) -> None:
         super().__init__(
             images,  # type: ignore[arg-type]
             num_replicas=world_size(),
@@ -95,17 +89,9 @@ class TrainBatches(_BatchSampler):
     """Shuffled batches of one size; a smaller last batch is dropped.
 
     Batch ``k`` of all processes together is a contiguous piece of the epoch's permutation, in rank
-    order: ``W`` processes of batch ``B`` see what one process of batch ``W * B`` sees.
-
-    Args:
-        images: The set to draw from.
-        batch_size: Batch of one process.
-        seed: Seed of the run, 0 or more.
-        shuffle: False keeps the order of the set, to overfit a few batches.
+    order: ``W`` processes of batch ``B`` see what one process of batch ``W * B`` sees. Without
+    ``shuffle`` the order is the set's, to overfit a few batches.
     """
-
-    def __init__(self, images: Sized, batch_size: int, seed: int, shuffle: bool = True) -> None:
-        super().__init__(images, batch_size, seed, shuffle)
 
     def __iter__(self) -> Iterator[BatchRequest]:  # type: ignore[override]
         order = np.arange(self.size)
@@ -129,11 +115,8 @@ class EvalBatches(_BatchSampler):
     differ by one sample. They are cut into equally many batches where that is possible (with a
     batch size above 1), as processes wait for each other at every batch.
 
-    Args:
-        images: The set to go through.
-        batch_size: Largest batch of one process.
-        seed: Seed of a permutation, the same in every epoch; None keeps the order of the set. A
-            probe that learns from the batches must not see one class after the other.
+    A seed permutes the set, in every epoch alike: a probe that learns from the batches must not see
+    one class after the other.
     """
 
     def __init__(self, images: Sized, batch_size: int, seed: int | None = None) -> None:

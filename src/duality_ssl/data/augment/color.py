@@ -6,6 +6,8 @@ operation agrees with ``torchvision.transforms.v2.functional`` on float images; 
 saturation, hue and greyscale are identities, as there.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -33,21 +35,16 @@ def color_jitter(
 ) -> Tensor:
     """Jitter brightness, contrast, saturation and hue, each sample in its own order.
 
-    Args:
-        images: Shape ``(N, C, H, W)``.
-        brightness: Factors, shape ``(N,)``; 1 is the identity.
-        contrast: Factors, shape ``(N,)``; 1 is the identity.
-        saturation: Factors, shape ``(N,)``; 1 is the identity.
-        hue: Shifts in turns, shape ``(N,)``; 0 is the identity.
-        order: Permutations of (0 brightness, 1 contrast, 2 saturation, 3 hue), shape ``(N, 4)``.
+    Factors of 1 and shifts of the hue by 0, in turns, are the identity. ``order`` has permutations
+    of (0 brightness, 1 contrast, 2 saturation, 3 hue), shape ``(N, 4)``.
     """
     adjust = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
-    values = (brightness, contrast, saturation, hue)
-    drawn = torch.stack((brightness != 1, contrast != 1, saturation != 1, hue != 0), dim=1)
+    values = torch.stack((brightness, contrast, saturation, hue), dim=1)
+    drawn = values != torch.tensor((1.0, 1.0, 1.0, 0.0))
     # by sample, step and operation
     turns = (order.unsqueeze(2) == torch.arange(4)) & drawn.unsqueeze(1)
     for step, number in turns.any(dim=0).nonzero().tolist():
-        images = change_drawn(images, turns[:, step, number], adjust[number], values[number])
+        images = change_drawn(images, turns[:, step, number], adjust[number], values[:, number])
     return images
 
 
@@ -85,17 +82,13 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
         |h| c = v + G + B - R - 2 m, with the sign of G - B,
 
     and a channel whose own colour is ``a`` units away from the hue has the value
-    ``v + c - a c`` within ``[m, v]``. So nothing is divided, and no pixel is a special case.
-
-    Args:
-        images: Shape ``(N, C, H, W)``.
-        shift: Shape ``(N,)``, in turns, in [-0.5, 0.5].
+    ``v + c - a c`` within ``[m, v]``. So nothing is divided, and no pixel is a special case. The
+    shift is in turns, in [-0.5, 0.5].
     """
     if images.shape[1] == 1:
         return images
     # Counted from the colour opposite to each channel's own, which is then at 3 and at -3.
-    ahead = torch.tensor((3.0, 1.0, -1.0)) + 6 * shift.view(-1, 1)
-    ahead -= 6 * torch.floor((ahead + 3) / 6)
+    ahead = torch.add(torch.tensor((6.0, 4.0, 2.0)), shift.view(-1, 1), alpha=6).remainder_(6) - 3
     red, green, blue = images.split(1, dim=1)
     value = torch.maximum(torch.maximum(red, green), blue)
     least = torch.minimum(torch.minimum(red, green), blue)
@@ -120,19 +113,24 @@ def solarize(images: Tensor, drawn: Tensor) -> Tensor:
     The threshold 0.5 is BYOL's; torchvision and PIL say 128 of 255, which is the same for 8-bit
     values. A value of at least one half is at least its inverse.
     """
-    return change_drawn(images, drawn, lambda x: torch.minimum(x, 1 - x))
+    return change_drawn(images, drawn, lambda x: torch.minimum(x, 1 - x, out=x))
 
 
 def normalize(
     images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], out: Tensor | None = None
 ) -> Tensor:
     """Subtract each channel's mean and divide by its standard deviation; into ``out`` if given."""
+    shift, factor = _standardisation(mean, std, images.device)
+    return torch.mul(images.sub_(shift), factor, out=images if out is None else out)
+
+
+@lru_cache(maxsize=16)
+def _standardisation(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
     if not all(s > 0 for s in std):
         raise ValueError(
             f"Expected the images' source to have a positive `std` for each channel, but got {std}."
         )
-    shift, scale = (
-        upload(torch.tensor(values, dtype=images.dtype).view(1, -1, 1, 1), images.device)
-        for values in (mean, std)
-    )
-    return torch.div(images.sub_(shift), scale, out=images if out is None else out)
+    shift, factor = torch.tensor(mean), 1 / torch.tensor(std)
+    return upload(shift.view(-1, 1, 1), device), upload(factor.view(-1, 1, 1), device)

@@ -16,12 +16,9 @@ def change_drawn(
 ) -> Tensor:
     """Change the drawn samples of a batch, in place where possible.
 
-    Args:
-        images: Shape ``(N, C, H, W)``; may be overwritten.
-        drawn: Which samples to change, boolean, shape ``(N,)``, on the CPU: a GPU never has to be
-            waited for.
-        change: Takes the drawn images, which it may overwrite, and their parameters.
-        parameters: CPU tensors with one row per sample.
+    ``drawn`` (shape ``(N,)``) and the parameters (one row per sample) are on the CPU: a GPU never
+    has to be waited for. ``change`` takes the drawn images, which it may overwrite, and their rows
+    of the parameters.
     """
     if drawn.all():
         return change(images, *parameters)
@@ -29,5 +26,8 @@ def change_drawn(
         places = drawn.nonzero().squeeze(1)
         index = upload(places, images.device)
         changed = change(images.index_select(0, index), *(each[places] for each in parameters))
-        images.index_copy_(0, index, changed)
+        # a CPU copies value by value: 16 bytes at a time take a fourth of the time
+        fits = images.shape[3] * images.element_size() % 16 == 0
+        wide = torch.complex128 if fits else images.dtype
+        images.view(wide).index_copy_(0, index, changed.view(wide))
     return images

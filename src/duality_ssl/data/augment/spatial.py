@@ -6,7 +6,7 @@ images, unless its docstring says otherwise.
 """
 
 import math
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,56 +15,49 @@ from torch.nn import functional as F
 from duality_ssl.data.augment.operation import change_drawn, upload
 
 
-def resized_crop(images: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
-    """Crop each image to its box, resize it to a square, and flip it where asked.
+class Resampling:
+    """Crop each image of a batch to its box, resize it to a square, and flip it where asked.
 
     Agrees with ``resized_crop(..., antialias=True)`` in bilinear mode, followed by
     ``horizontal_flip``. Resizing is separable and linear: each row of the result is a weighted sum
     of two rows (more where a side shrinks), then the same with columns. A flip is an order of the
     columns and costs nothing.
 
-    Args:
-        images: Shape ``(N, C, H, W)``, of any dtype.
-        boxes: Shape ``(N, 4)``: top, left, height, width in pixels, inside the image.
-        size: Side of the result, in pixels.
-        flip: Whether to flip each image, shape ``(N,)``.
-
-    Returns:
-        Float tensor of shape ``(N, C, size, size)``.
-    """
-    left, right = int(boxes[:, 1].min()), int((boxes[:, 1] + boxes[:, 3]).max())
-    boxes = boxes - torch.tensor((0, left, 0, 0))
-    pixel, weight = _resampling(boxes, size, flip, images.device)
-    out = images[..., left:right].float()  # no other column has a share in the result
-    out = _weigh_rows(out, pixel[:, 0], weight[:, 0]).transpose(2, 3)
-    return _weigh_rows(out, pixel[:, 1], weight[:, 1]).transpose(2, 3).contiguous()
-
-
-def _resampling(
-    boxes: Tensor, size: int, flip: Tensor | None, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Which pixels are summed for each row and each column of a resized crop.
-
     Output ``i`` of an interval is centred at ``(i + 1/2) * length / size``; its weights are a
     triangle of half-width ``max(length / size, 1)``, cut at the ends of the interval and
     normalised.
 
-    Returns:
-        Pixels and their weights, shape ``(N, 2, size, K)`` each: rows, then columns.
+    Args:
+        boxes: Shape ``(N, 4)``: top, left, height, width in pixels, inside the image.
+        size: Side of the result, in pixels.
+        flip: Whether to flip each image, shape ``(N,)``.
+        device: Device of the images.
     """
-    taps = math.ceil(2 * max(1.0, int(boxes[:, 2:].max()) / size))
-    start, length = upload(boxes.float().view(-1, 2, 2, 1, 1), device).unbind(dim=1)
-    output = torch.arange(size, device=device).view(-1, 1).repeat(len(boxes), 2, 1, 1)
-    if flip is not None:
-        output[:, 1] += upload(flip, device).view(-1, 1, 1) * (size - 1 - 2 * output[:, 1])
-    step = length / size
-    reach = step.clamp(min=1)
-    centre = (output + 0.5) * step - 0.5
-    pixel = torch.ceil(centre - reach) + torch.arange(taps, device=device)
-    inside = pixel.clamp(min=0).minimum(length - 1)
-    weight = (reach - (pixel - centre).abs_()).clamp_(min=0) * (pixel == inside)
-    weight /= weight.sum(dim=3, keepdim=True)
-    return (inside + start).int(), weight
+
+    def __init__(self, boxes: Tensor, size: int, flip: Tensor | None, device: torch.device) -> None:
+        self.boxes = boxes
+        taps = math.ceil(2 * max(1.0, int(boxes[:, 2:].max()) / size))
+        start, length = upload(boxes.float().view(-1, 2, 2, 1, 1), device).unbind(dim=1)
+        output = torch.arange(size, device=device).view(-1, 1).repeat(len(boxes), 2, 1, 1)
+        if flip is not None:
+            output[:, 1] += upload(flip, device).view(-1, 1, 1) * (size - 1 - 2 * output[:, 1])
+        step = length / size
+        reach = step.clamp(min=1)
+        centre = (output + 0.5) * step - 0.5
+        pixel = torch.ceil(centre - reach) + torch.arange(taps, device=device)
+        inside = pixel.clamp(min=0).minimum(length - 1)
+        weight = (reach - (pixel - centre).abs_()).clamp_(min=0) * (pixel == inside)
+        # rows, then columns: shape (N, 2, size, taps)
+        self.weight = weight / weight.sum(dim=3, keepdim=True)
+        self.pixel = (inside + start).int()
+
+    def __call__(self, images: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Resample images of any size and dtype, the samples ``rows`` of the batch, to floats."""
+        boxes, pixel, weight = self.boxes[rows], self.pixel[rows], self.weight[rows]
+        left, right = int(boxes[:, 1].min()), int((boxes[:, 1] + boxes[:, 3]).max())
+        out = images[..., left:right].float()  # no other column has a share in the result
+        out = _weigh_rows(out, pixel[:, 0], weight[:, 0]).transpose(2, 3)
+        return _weigh_rows(out, pixel[:, 1] - left, weight[:, 1]).transpose(2, 3).contiguous()
 
 
 def _weigh_rows(images: Tensor, pixel: Tensor, weight: Tensor) -> Tensor:
@@ -100,7 +93,15 @@ def blur_radius(largest_sigma: float, size: int) -> int:
     return max(0, min(math.ceil(4 * largest_sigma), size - 1))
 
 
-def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
+def gaussian_kernels(sigma: Tensor, radius: int) -> Tensor:
+    """Kernels of `gaussian_blur`, shape ``(N, 1, 2 * radius + 1)``; undefined for a sigma of 0."""
+    sigma = sigma.view(-1, 1, 1)
+    offset = torch.arange(-radius, radius + 1)
+    kernels = torch.exp(-0.5 * (offset / sigma) ** 2) * (offset.abs() <= torch.ceil(4 * sigma))
+    return kernels / kernels.sum(dim=2, keepdim=True)
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor, kernels: Tensor) -> Tensor:
     """Blur each image with its own Gaussian; where ``sigma`` is 0 the image stays.
 
     Agrees with ``gaussian_blur`` with its reflected borders and a kernel of four sigma on each
@@ -111,23 +112,18 @@ def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
     Args:
         images: Float tensor of shape ``(N, C, H, W)``; overwritten.
         sigma: Shape ``(N,)``, in pixels.
-        radius: Largest half-width of a kernel in pixels, less than the images' sides.
+        kernels: `gaussian_kernels` of ``sigma``, of a radius less than the images' sides.
     """
-    drawn = (sigma > 0) & (radius > 0)
-    return change_drawn(images, drawn, partial(_blur, radius=radius), sigma)
+    return change_drawn(images, sigma > 0, _blur, sigma, kernels)
 
 
-def _blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    reach = torch.ceil(4 * sigma).clamp_(max=radius).view(-1, 1, 1)
-    offset = torch.arange(-radius, radius + 1)
-    kernels = torch.exp(-0.5 * (offset / sigma.view(-1, 1, 1)) ** 2)
-    kernels *= offset.abs() <= reach
-    kernels /= kernels.sum(dim=2, keepdim=True)
-    widest = int(reach.max())
+def _blur(images: Tensor, sigma: Tensor, kernels: Tensor) -> Tensor:
+    radius = kernels.shape[2] // 2
+    widest = min(radius, int(torch.ceil(4 * sigma.max())))
     kernels = upload(kernels[..., radius - widest : radius + widest + 1], images.device)
-    for _ in range(2):  # down the columns, then along the rows
-        pixel = _reflected(images.shape[2], widest, images.device)
-        images = _weigh_rows(images, pixel, kernels).transpose(2, 3)
+    for _ in range(2):  # along the rows, then down the columns
+        pixel = _reflected(images.shape[3], widest, images.device)
+        images = _weigh_rows(images.transpose(2, 3), pixel, kernels)
     return images
 
 

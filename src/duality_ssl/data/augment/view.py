@@ -70,16 +70,11 @@ class View:
     def draw(
         self, n: int, generator: torch.Generator, size: tuple[int, int] | None = None
     ) -> "Draws":
-        """Draw the parameters of ``n`` samples.
+        """Draw the parameters of ``n`` samples, with a generator on the CPU.
 
+        ``size`` is the height and width of the images to crop; None if they are cropped already.
         How many numbers are drawn does not depend on the probabilities, so changing one
         probability leaves the other draws as they are.
-
-        Args:
-            n: Number of samples.
-            generator: Generator on the CPU: the draws are the same for every device.
-            size: Height and width of the images to crop, in pixels; None if they are cropped
-                already.
         """
         boxes = None if size is None else draw_boxes(n, size, self.scale, self.ratio, generator)
         u = torch.rand(10, n, generator=generator)
@@ -162,15 +157,9 @@ def draw_boxes(
 ) -> Tensor:
     """Draw crop boxes as ``RandomResizedCrop`` does: area uniform, aspect ratio log-uniform.
 
-    The first of ten candidates that fits into the image is taken, or else the largest centred box
-    with an allowed aspect ratio.
-
-    Args:
-        n: Number of boxes.
-        size: Height and width of the images, in pixels.
-        scale: Smallest and largest area of a box, as fractions of the image's area.
-        ratio: Smallest and largest width / height of a box.
-        generator: Generator on the CPU.
+    The first of ten candidates that fits into an image of ``size`` (height, width) is taken, or
+    else the largest centred box with an allowed aspect ratio. For ``scale`` and ``ratio`` see
+    `View`.
 
     Returns:
         Integer tensor of shape ``(n, 4)``: top, left, height, width, in pixels.

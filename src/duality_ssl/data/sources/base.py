@@ -114,13 +114,10 @@ def available_sources() -> list[str]:
 
 
 def create_source(name: str, root: Path | str | None = None, **options: Any) -> ImageSource:
-    """Build a source by its name; reads no file yet.
+    """Build a source with the arguments of `ImageSource`; reads no file yet.
 
-    Args:
-        name: One of `available_sources`, or the dotted path of an `ImageSource`, such as
-            ``mine.Stripes``, whose module is imported.
-        root: Folder of the files, for sources that read any.
-        options: Further arguments of `ImageSource`.
+    The name is one of `available_sources`, or the dotted path of an `ImageSource`, such as
+    ``mine.Stripes``, whose module is imported.
 
     Raises:
         ValueError: If there is no such source; names the nearest ones.

@@ -28,17 +28,13 @@ _UNLABELLED_VAL = 5000  # images of an unlabelled folder that serve as a validat
 class Folder(ImageSource):
     """A folder of image files, with or without labels.
 
-    - ``root/train/<class>/*`` and ``root/val/<class>/*``: labelled. Class folders may have
-      subfolders, and ``val/`` may lack classes.
+    - ``root/train/<class>/*`` and ``root/val/<class>/*``: labelled.
     - ``root/train/<class>/*`` or ``root/<class>/*``, all images exactly one level down and in two
-      folders or more: labelled. Without a ``val/`` a tenth of each class, drawn by the seed, is
-      held out for validation and not trained on.
-    - Everything else is unlabelled: all images below ``root/train`` or ``root``. Those below
-      ``root/val`` are the validation set if there are any; else up to 5000 of the training images,
-      evenly spaced, are used, for monitors that need no held-out images (rank, collapse).
+      folders or more: labelled. Without a ``val/`` a tenth of each class is held out, by the seed.
+    - Everything else is unlabelled. Validation uses the images below ``root/val``, or else up to
+      5000 of the training images, for monitors that need no held-out images (rank, collapse).
 
-    The reading is logged once. Images are normalised with ImageNet's statistics. Orientation tags
-    (EXIF) are applied, unlike in torchvision's ``ImageFolder``.
+    Images are normalised with ImageNet's statistics.
     """
 
     channels = 3
@@ -47,7 +43,6 @@ class Folder(ImageSource):
     std = (0.229, 0.224, 0.225)
     auto: ClassVar[Labels] = "auto"
     """What ``labels="auto"`` means for this source."""
-    sorting_hint: ClassVar[str] = "move each image into the folder of its class"
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -119,7 +114,7 @@ class Folder(ImageSource):
             raise ValueError(
                 f"Expected class folders in `{folder}`, named as those of the training images, but "
                 f"it holds {loose} images and {len(listing.folders) or 'no'} folders: "
-                f"{self.sorting_hint}, or set `data.labels` to none."
+                "move each image into the folder of its class, or set `data.labels` to none."
             )
         if unknown := sorted(set(listing.folders) - set(classes)):
             raise ValueError(
@@ -140,10 +135,6 @@ class ImageNet(Folder):
     """ImageNet as ``train/<wnid>/*`` and ``val/<wnid>/*``, for torchvision's ``ImageFolder``."""
 
     auto: ClassVar[Labels] = "folder"
-    sorting_hint = (
-        "the archive of the validation images is flat, sort them into a folder for each wnid "
-        "(torchvision.datasets.ImageNet and the script valprep.sh do)"
-    )
 
     def _splits(self) -> tuple[Path, Path | None]:
         train, val = super()._splits()

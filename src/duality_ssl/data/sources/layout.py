@@ -19,17 +19,11 @@ EXTENSIONS = frozenset(
 
 @dataclass(frozen=True)
 class Listing:
-    """Images of a folder, as sorted paths relative to it.
-
-    Args:
-        folder: The folder.
-        loose: Images directly in it.
-        folders: Images in each of its folders at any depth, by name of the folder, sorted.
-    """
+    """Images of a folder, as sorted paths relative to it."""
 
     folder: Path
-    loose: list[str]
-    folders: dict[str, list[str]]
+    loose: list[str]  # directly in the folder
+    folders: dict[str, list[str]]  # at any depth of each of its folders, by name
 
     @property
     def nested(self) -> list[str]:
@@ -47,11 +41,7 @@ def list_images(folder: Path, without: str | None = None) -> Listing:
 
     Hidden entries are skipped, and so are pipes and devices, which may never answer. A link in the
     folder itself may lead to another folder; links further down are not followed, so there are no
-    loops.
-
-    Args:
-        folder: The folder.
-        without: Name of a folder in it to skip.
+    loops. The folder named ``without`` is skipped.
 
     Raises:
         ValueError: If a link in the folder is broken, or leads to a folder that contains it.
@@ -125,25 +115,19 @@ def labelled_by_folder(listing: Listing, labels: Labels, validated: bool) -> boo
     several = sum(1 in found for found in depths.values()) > 1
     classes = labels == "folder" or validated
     if listing.loose and (classes or several):
-        everything = len(listing.images)
         raise ValueError(
             f"Expected `{listing.folder}` to hold either class folders or images, but it holds "
             f"{len(depths)} folders and {len(listing.loose)} images beside the "
             f"{len(listing.nested)} in them: move the images into a class or away, or set "
-            f"`data.labels` to none, which takes all {everything} without labels."
+            f"`data.labels` to none, which takes all {len(listing.images)} without labels."
         )
     return classes or (several and all(found <= {1} for found in depths.values()))
 
 
 def hold_out(labels: Tensor, seed: int) -> Tensor:
-    """Draw a tenth of each class, rounded: at least one image, but none of a class of one image.
+    """Draw a tenth of each class, rounded: a mask of shape ``(N,)``.
 
-    Args:
-        labels: Classes, shape ``(N,)``.
-        seed: The same seed draws the same images.
-
-    Returns:
-        Whether each image is drawn, shape ``(N,)``.
+    At least one image is drawn of each class, but none of a class of one image.
     """
     generator = torch.Generator().manual_seed(derive_seed(HOLD_OUT, seed))
     order = torch.randperm(len(labels), generator=generator)
