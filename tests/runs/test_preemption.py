@@ -32,7 +32,7 @@ def fit(**settings: Any) -> None:
     lightning.seed_everything(0, verbose=False)
     module = VICReg(backbone="resnet_tiny", projector="16-16", in_channels=1, warmup_epochs=0.5)
     data = SSLDataModule("digits", batch_size=16, image_size=8, subset=64, seed=3)
-    logger = RunCSVLogger(".", name="runs", version=0)
+    logger = RunCSVLogger(RUN)
     callbacks = OnlineLinearProbe(), Preemption(), LastCheckpoint(), StepSeed()
     defaults = {"enable_checkpointing": True, "num_sanity_val_steps": 0, "log_every_n_steps": 1}
     defaults |= {"limit_val_batches": 1, "logger": [logger]}

@@ -2,11 +2,13 @@
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -38,7 +40,7 @@ from duality_ssl.registry import imports_as_before, limit_imports
 from duality_ssl.runs.checkpoint_io import AtomicCheckpointIO
 from duality_ssl.runs.config import check_groups, dump_run_config, read_run_config
 from duality_ssl.runs.folder import RunFolder, read_checkpoint, run_of, runs_folder
-from duality_ssl.runs.loggers import named_loggers, run_loggers
+from duality_ssl.runs.loggers import named_loggers
 from duality_ssl.runs.resume import (
     LAST,
     Options,
@@ -47,7 +49,6 @@ from duality_ssl.runs.resume import (
     flatten,
     resolve_resume,
 )
-from duality_ssl.runs.supervision import end_together
 
 _DESCRIPTION = """\
 Self-supervised image pretraining: contrastive and non-contrastive methods under one roof.
@@ -280,11 +281,10 @@ class Command(LightningCLI):
         chosen: list[Callback] = [*(named if isinstance(named, list) else [named])]
         chosen += [options[key] for key in _CALLBACKS if key not in without]
         if fits:
-            chosen += [callbacks.StepSeed(), callbacks.ChangedValues(), MemoryEstimate()]
+            chosen += [callbacks.StepSeed(), MemoryEstimate()]
         if fits and self.logs:
             start = self.resume.run, self.resume.checkpoint
-            loggers = partial(run_loggers, named=self.named)
-            folder = RunFolder(self.folder, self.run_config, *start, loggers)
+            folder = RunFolder(self.folder, self.run_config, *start, self.named)
             chosen = [folder, *chosen, LearningRateMonitor("step")]
         elif self.named and self.logs:  # the other commands log to what the user names
             run = run_of(self.checkpoint) if self.checkpoint else self.folder
@@ -316,30 +316,38 @@ class Command(LightningCLI):
             if self.checkpoint is None:
                 self.model.load_pretrained()
 
-    def fit(self, **arguments: Any) -> None:
-        """Train; exit with code 1 if the last checkpoint could not be written."""
-        self._run(self.trainer.fit, arguments)
+    def run(self, **arguments: Any) -> None:
+        """Run the Trainer; exit with code 1 if the last checkpoint could not be written."""
+        arguments |= {"ckpt_path": self.checkpoint, "weights_only": True}
+        if self.subcommand == "test":
+            # Lightning's table repeats each figure for each loader; the evaluation prints its own
+            arguments["verbose"] = False
+        with end_together(self.trainer):
+            getattr(self.trainer, self.config.subcommand)(**arguments)
         plugin = self.trainer.strategy.checkpoint_io
         if isinstance(plugin, AtomicCheckpointIO) and plugin.failed:
             refuse("The fit has ended, but its last checkpoint could not be written.", code=1)
 
-    def validate(self, **arguments: Any) -> None:
-        """Compute the metrics of the validation."""
-        self._run(self.trainer.validate, arguments)
+    fit = validate = test = predict = run
 
-    def test(self, **arguments: Any) -> None:
-        """Evaluate the frozen features."""
-        # Lightning's table repeats each figure for each loader; the evaluation prints its own
-        self._run(self.trainer.test, arguments | {"verbose": False})
 
-    def predict(self, **arguments: Any) -> None:
-        """Write the features."""
-        self._run(self.trainer.predict, arguments)
+@contextmanager
+def end_together(trainer: Trainer) -> Iterator[None]:
+    """Kill the processes that this one has started if it fails.
 
-    def _run(self, function: Callable[..., object], arguments: dict[str, Any]) -> None:
-        checkpoint = str(self.checkpoint) if self.checkpoint else None
-        with end_together(self.trainer):
-            function(**arguments | {"ckpt_path": checkpoint, "weights_only": True})
+    Lightning ends them only when one of them dies: a process that hangs would stay, with its GPU.
+    """
+    try:
+        yield
+    except Exception as error:
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+        if trainer.world_size > 1 and isinstance(error, RuntimeError):
+            error.add_note(
+                "If another process of the run died or hangs (see its last message), resume with "
+                "--ckpt_path last."
+            )
+        raise
 
 
 def main(args: Sequence[str] | None = None) -> None:

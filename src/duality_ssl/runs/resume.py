@@ -10,7 +10,6 @@ from duality_ssl.runs.folder import (
     Checkpoint,
     last_checkpoint,
     newest_checkpoint,
-    one_before,
     read_checkpoint,
     run_of,
     runs_folder,
@@ -153,7 +152,7 @@ def find_checkpoint(given: str, folder: Callable[[], Path] | None = None) -> Pat
         folder: Finds the runs of an experiment and method.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If ``"last"`` finds none.
     """
     if given == LAST and folder is not None:
         checkpoints = map(last_checkpoint, reversed(versions(folder())))
@@ -165,11 +164,7 @@ def find_checkpoint(given: str, folder: Callable[[], Path] | None = None) -> Pat
             )
         return found
     path = Path(given)
-    checkpoint = last_checkpoint(path) if path.is_dir() else path
-    if not checkpoint.is_file():
-        remedy = one_before(checkpoint) or " Name a .ckpt file, or the folder of a run."
-        raise FileNotFoundError(f"There is no checkpoint {checkpoint}.{remedy}")
-    return checkpoint
+    return last_checkpoint(path) if path.is_dir() else path
 
 
 def contradictions(former: Options, options: Options) -> Changes:
