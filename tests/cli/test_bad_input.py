@@ -477,14 +477,14 @@ CONFIGS = {
     ),
     "config that is not UTF-8": case(
         "fit -c bad.yaml",
-        "byte 13 is not UTF-8",
+        "can't decode byte 0xe9 in position 12",
         "bad.yaml",
         scene=config(b"experiment: \xe9t\xe9"),
     ),
     "config that is a checkpoint": case(
         "fit -c {run}/checkpoints/last.ckpt",
         "last.ckpt",
-        "is not UTF-8",
+        "'utf-8' codec",
     ),
     "config with an unknown option": case(
         "fit -c bad.yaml --model VICReg",

@@ -38,7 +38,7 @@ from duality_ssl.methods import JointEmbedding
 from duality_ssl.methods.strategy import check_strategy
 from duality_ssl.registry import imports_as_before, limit_imports
 from duality_ssl.runs.checkpoint_io import AtomicCheckpointIO
-from duality_ssl.runs.config import check_groups, dump_run_config, read_run_config
+from duality_ssl.runs.config import dump_run_config, read_run_config, unknown_options
 from duality_ssl.runs.folder import RunFolder, read_checkpoint, run_of, runs_folder
 from duality_ssl.runs.loggers import named_loggers
 from duality_ssl.runs.resume import (
@@ -196,7 +196,7 @@ class Command(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, find the run, compare, and parse again with the run's config underneath."""
         for path, content in self.line.configs.items():
-            check_groups(content, path, options_of(parser))
+            unknown_options(content, path, options_of(parser))  # the parser names those
         given = self.line.ckpt_path
         if given in (None, LAST):
             self.config = parser.parse_args(self.line.words)

@@ -38,16 +38,12 @@ def explain(message: str, parser: ArgumentParser, methods: Sequence[str]) -> str
         return no_method(methods)
     key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
     if found := re.search(r"Unable to load config '([^']*)'", message):
-        group = re.findall(r'Parser key "([^"]+)"', message)[0]
-        return (
-            f"--{group} takes a YAML file with options of the group, and {found[1]!r} is none. One "
-            f"option is set by --{group}.OPTION VALUE."
-        )
+        group = key.rpartition(".")[2]
+        return f"--{group} takes a YAML file, not {found[1]!r}; one option: --{group}.OPTION VALUE."
     if found := re.search(r"Importing '([^']+)' is not allowed", message):
         return _unknown_import(key, found[1])
     if found := re.search(r"No module named '([^']+)'", message):
-        hint = " Install duality_ssl[bolts]." if found[1] == "pl_bolts" else ""
-        return f"{key}: there is no module {found[1]!r}.{hint}"
+        return f"{key}: there is no module {found[1]!r}."
     if found := re.search(r"Option '([^']+)' is not accepted", message):
         return _unknown_init_arg(key, found[1], message, methods)
     if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", message):

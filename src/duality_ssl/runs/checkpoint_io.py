@@ -1,6 +1,5 @@
 """Checkpoints that survive a full disk or a kill in the middle of a write."""
 
-import errno
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,6 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from duality_ssl.files import write_atomically
 
-_REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space on the disk"),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "Make the folder writable"),
-}
-
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint completely or not at all, and lets training continue if it cannot.
@@ -23,8 +17,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     old one or the new one. A write that fails, on a full disk for example, leaves the old one and
     no partial file. It warns once; the next checkpoint is tried again.
 
-    The command line always uses it; in Python, ``Trainer(plugins=[AtomicCheckpointIO()])``. URLs
-    are left to Lightning.
+    The command line always uses it; in Python, ``Trainer(plugins=[AtomicCheckpointIO()])``.
     """
 
     failed = False
@@ -34,9 +27,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         """Write the checkpoint, or warn if that is not possible."""
-        if "://" in str(path) or storage_options is not None:
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
         folder = Path(path).parent
         try:
             write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
@@ -45,11 +35,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if cause is None:
                 raise
             if not self.failed:
-                remedy = _REMEDIES.get(cause.errno or 0, "Check the disk")
                 rank_zero_warn(
-                    f"No checkpoint can be written to {folder}: {cause.strerror or cause}. "
-                    f"{remedy}; the next checkpoint is tried again. Training continues, and the "
-                    "existing checkpoints stay as they are."
+                    f"No checkpoint can be written to {folder}: {cause.strerror or cause}. Check "
+                    "the disk and who may write to it. Training continues, the existing "
+                    "checkpoints stay as they are, and the next one is tried again."
                 )
             self.failed = True
         else:

@@ -1,6 +1,6 @@
 """What a fit resumes: decided here, before anything is built, however it was asked for."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,11 +177,7 @@ def contradictions(former: Options, options: Options) -> Changes:
 
 
 def deciding_values(options: Options) -> Options:
-    """The options that decide the result of a fit, by their names on the command line.
-
-    They are the method with its optimizer and schedule, the data but for how they are loaded, the
-    seed, the precision and the clipping of gradients.
-    """
+    """The options that decide the result of a fit, by their names on the command line."""
     values = {
         name: value
         for name, value in options.items()
@@ -221,18 +217,16 @@ def _folder(options: Options) -> Path | None:
 
 def flatten(options: Mapping[str, Any], above: str = "") -> Options:
     """Options by their dotted names on the command line, which have no ``init_args``."""
-    return dict(_flat(options, above))
-
-
-def _flat(options: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
+    flat: Options = {}
     for key, value in options.items():
         name = above if key == "init_args" else f"{above}.{key}".lstrip(".")
         if isinstance(value, Mapping):
-            yield from _flat(value, name)
+            flat |= flatten(value, name)
         else:
             value = list(value) if isinstance(value, tuple) else value
             plain = isinstance(value, int | float | str | list | None)
-            yield name, value if plain else str(value)  # as in a config
+            flat[name] = value if plain else str(value)  # as in a config
+    return flat
 
 
 def _changes(former: Options, options: Options) -> Changes:
