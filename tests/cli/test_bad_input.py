@@ -467,7 +467,7 @@ CONFIGS = {
     ),
     "config with a key twice": case(
         "fit -c bad.yaml",
-        *("bad.yaml", "line 3: 'data' is there twice"),
+        *("bad.yaml", "line 3: 'data' occurs twice"),
         scene=config("data: {seed: 1}\ntrainer: {}\ndata: {subset: 9}"),
     ),
     "config with a tag of Python": case(

@@ -104,7 +104,6 @@ def test_a_fault_is_said_once_and_keeps_the_old_checkpoint(
     said: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     plugin, path = AtomicCheckpointIO(), tmp_path / "checkpoints/last.ckpt"
     plugin.save_checkpoint({"step": 1}, path)
@@ -119,10 +118,8 @@ def test_a_fault_is_said_once_and_keeps_the_old_checkpoint(
             plugin.save_checkpoint({"step": 3}, path)
     assert plugin.failed
     assert content(tmp_path) == before
-    with caplog.at_level("INFO"):
-        plugin.save_checkpoint({"step": 4}, path)
+    plugin.save_checkpoint({"step": 4}, path)
     assert not plugin.failed
-    assert "are written to" in caplog.text
     assert torch.load(path, weights_only=True) == {"step": 4}
     assert [*tmp_path.rglob("*")] == [path.parent, path]
 

@@ -212,7 +212,7 @@ def test_the_same_command_resumes(capfd: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as done:
             main(COMMAND)
     assert done.value.code == 75
-    assert "SIGTERM: finishing the running step" in capfd.readouterr().err
+    assert "SIGTERM: finishing the step" in capfd.readouterr().err
     main(COMMAND)
     (run,) = COMMAND_RUN.parent.iterdir()
     assert read_checkpoint(run / "checkpoints/last.ckpt").epochs == 2
@@ -270,7 +270,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 def test_another_signal_ends_at_once(tmp_path: Path) -> None:
     code, said = finish(start("kill(0); time.sleep(1.2); kill(0); time.sleep(60)", tmp_path))
     assert code == -signal.SIGTERM, said[-2000:]
-    assert "SIGTERM: finishing the running step and writing a checkpoint" in said
+    assert "SIGTERM: finishing the step and writing a checkpoint" in said
     assert newest_checkpoint(tmp_path / COMMAND_RUN) is None
 
 

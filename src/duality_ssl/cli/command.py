@@ -25,30 +25,16 @@ import duality_ssl
 from duality_ssl import callbacks
 from duality_ssl.callbacks.memory import MemoryEstimate
 from duality_ssl.cli.config_files import CommandLine
-from duality_ssl.cli.messages import (
-    explain,
-    no_method,
-    options_of,
-    refuse,
-    sentence_of,
-    subclasses,
-)
+from duality_ssl.cli.messages import explain, no_method, options_of, refuse, sentence_of, subclasses
 from duality_ssl.data import SSLDataModule, create_source
 from duality_ssl.methods import JointEmbedding
 from duality_ssl.methods.strategy import check_strategy
 from duality_ssl.registry import imports_as_before, limit_imports
 from duality_ssl.runs.checkpoint_io import AtomicCheckpointIO
-from duality_ssl.runs.config import dump_run_config, read_run_config, unknown_options
+from duality_ssl.runs.config import Config, dump_run_config, read_run_config, unknown_options
 from duality_ssl.runs.folder import RunFolder, read_checkpoint, run_of, runs_folder
 from duality_ssl.runs.loggers import named_loggers
-from duality_ssl.runs.resume import (
-    LAST,
-    Options,
-    Resume,
-    find_checkpoint,
-    flatten,
-    resolve_resume,
-)
+from duality_ssl.runs.resume import LAST, Resume, find_checkpoint, flatten, resolve_resume
 
 _DESCRIPTION = """\
 Self-supervised image pretraining: contrastive and non-contrastive methods under one roof.
@@ -109,16 +95,10 @@ class _Parser(LightningArgumentParser):
 
 
 class Command(LightningCLI):
-    """The command: parses the options, finds what to resume, and runs the Trainer.
-
-    Args:
-        line: What the user typed.
-    """
+    """The command: parses the options, finds what to resume, and runs the Trainer."""
 
     resume = Resume()
-    """How a fit starts."""
-    checkpoint: Path | None = None
-    """What the weights are taken from."""
+    checkpoint: Path | None = None  # of the weights
 
     def __init__(self, line: CommandLine) -> None:
         self.line = line
@@ -157,9 +137,8 @@ class Command(LightningCLI):
         """A parser without abbreviations: a mistyped option must not set another one."""
         kwargs |= {"dump_header": [f"duality_ssl {duality_ssl.__version__}"]}
         parser = _Parser(allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
-        parser.add_argument(
-            "-c", "--config", action=ActionConfigFile, help="A YAML file of options."
-        )
+        config = "A YAML file of options."
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help=config)
         return parser
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -217,14 +196,12 @@ class Command(LightningCLI):
         limit_imports(own | self.line.modules())
 
         @cache
-        def load(run: Path) -> Options | None:
+        def load(run: Path) -> Config | None:
             return read_run_config(run, options_of(parser))
 
-        def merge(config: Options | None) -> Options:
-            words = self.line.over(config)
-            parsed = parser.parse_args(words, defaults=config is None)
-            options: Options = parsed[parsed.subcommand].as_dict()
-            return options
+        def merge(config: Config | None) -> Config:
+            parsed = parser.parse_args(self.line.over(config), defaults=config is None)
+            return dict(parsed[parsed.subcommand].as_dict())
 
         if self.line.words[0] == "fit":
             if given == LAST and self.options.trainer.logger is False:
@@ -353,8 +330,7 @@ def end_together(trainer: Trainer) -> Iterator[None]:
 def main(args: Sequence[str] | None = None) -> None:
     """Run ``duality-ssl`` with these arguments, by default those of the command line.
 
-    A mistake of the user ends in one sentence and exit code 2, a fit that the guard stops in one
-    and exit code 3; with ``DUALITY_SSL_DEBUG=1`` the traceback is shown.
+    A mistake ends in one sentence and exit code 2, a fit that the guard stops in exit code 3.
     """
     _quiet()
     try:
@@ -369,7 +345,6 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _debugging() -> bool:
-    """Whether the user wants to see tracebacks, by ``DUALITY_SSL_DEBUG=1``."""
     return os.environ.get("DUALITY_SSL_DEBUG", "") not in ("", "0")
 
 

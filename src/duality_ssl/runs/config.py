@@ -172,7 +172,7 @@ class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ign
             name = key.value if isinstance(key, yaml.ScalarNode) else id(key)
             if name in seen:
                 raise yaml.MarkedYAMLError(
-                    problem=f"{name!r} is there twice", problem_mark=key.start_mark
+                    problem=f"{name!r} occurs twice", problem_mark=key.start_mark
                 )
             seen.add(name)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)

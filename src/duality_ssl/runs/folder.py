@@ -23,7 +23,7 @@ if sys.platform != "win32":  # which has no such locks
 CONFIG = "config.yaml"
 _FOLDER = "checkpoints"
 _OF_FIT = {"state_dict", "optimizer_states", "global_step", "loops"}
-_EPOCHS_OF_THE_TRAINER = 1000  # where neither epochs nor steps are limited
+_EPOCHS = 1000  # the Trainer's limit where neither epochs nor steps are limited
 
 
 class Checkpoint(NamedTuple):
@@ -38,7 +38,7 @@ class Checkpoint(NamedTuple):
     def is_complete(self, max_epochs: int | None, max_steps: int) -> bool:
         """Whether a trainer with these limits has nothing left to do; -1 is no limit."""
         if max_epochs is None:
-            max_epochs = _EPOCHS_OF_THE_TRAINER if max_steps == -1 else -1
+            max_epochs = _EPOCHS if max_steps == -1 else -1
         return 0 <= max_epochs <= self.epochs or 0 <= max_steps <= self.step
 
 
@@ -85,13 +85,9 @@ def last_checkpoint(run: Path) -> Path:
 
 
 def newest_checkpoint(run: Path, but: Path | None = None) -> Checkpoint | None:
-    """The checkpoint of a run with the most steps; None if no checkpoint can be read.
+    """The checkpoint of a run with the most steps, except ``but``; None if none can be read.
 
     Each checkpoint that cannot be read is named in a warning.
-
-    Args:
-        run: Folder of the run.
-        but: A checkpoint to leave out.
     """
     found = []
     for path in sorted((run / _FOLDER).glob("*.ckpt")):
@@ -111,9 +107,7 @@ def newest_checkpoint(run: Path, but: Path | None = None) -> Checkpoint | None:
 def read_checkpoint(path: Path, of_fit: bool = True) -> Checkpoint:
     """Read how far a checkpoint is, and check that it is whole.
 
-    Args:
-        path: The file.
-        of_fit: Whether a fit resumes from it, which takes more than the weights.
+    A fit, which resumes from it (``of_fit``), needs more than the weights.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -221,26 +215,21 @@ class RunFolder(Callback):
         for folder in (run, run / _FOLDER):
             remove_temporary(folder)
         path = run / CONFIG
-        former = path.read_text(encoding="utf-8") if path.is_file() else None
-        if former is not None and yaml.safe_load(former) != yaml.safe_load(self._config):
+        former = path.read_bytes() if path.is_file() else b""
+        if former and yaml.safe_load(former) != yaml.safe_load(self._config):
             step = self._checkpoint.step if self._checkpoint else 0
-            kept = run / f"{path.stem}-until-step-{step}{path.suffix}"
+            kept = path.with_name(f"config-until-step-{step}.yaml")
             if not kept.exists():
-                _write(kept, former)
-        if former != self._config:
-            _write(path, self._config)
+                write_atomically(kept, lambda file: file.write(former))
+        write_atomically(path, lambda file: file.write(self._config.encode()))
         return run
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 @contextmanager
 def lock_run(run: Path) -> Iterator[None]:
-    """Lock the folder of a run: one fit at a time may write to it.
+    """Lock the folder of a run against other fits, where its file system can.
 
-    The lock ends with the process, however it ends. File systems without locks have none.
+    The lock ends with the process, however it ends.
 
     Raises:
         ValueError: If another process holds the lock.

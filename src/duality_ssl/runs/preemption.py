@@ -23,10 +23,7 @@ EXIT_CODE = 75
 _SIGNALS = [number for number in signal.Signals if number.name in ("SIGTERM", "SIGUSR1")]
 # two signals within this are one: a launcher forwards what the scheduler has sent to all processes
 _ECHO_SECONDS = 1.0
-_RECEIVED = (
-    "finishing the running step and writing a checkpoint, then the process ends; "
-    "another signal ends it at once."
-)
+_RECEIVED = "finishing the step and writing a checkpoint; another signal ends the process at once."
 
 
 class Preemption(Callback):
@@ -55,7 +52,7 @@ class Preemption(Callback):
         self._former: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen from here on; until training starts, a signal ends the process."""
+        """Listen; until training starts, a signal ends the process."""
         self._starting, self._received = trainer, {}
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             self._former = {number: signal.getsignal(number) for number in _SIGNALS}

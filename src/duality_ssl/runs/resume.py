@@ -147,12 +147,7 @@ def _resume_run(
 def find_checkpoint(given: str, folder: Callable[[], Path] | None = None) -> Path:
     """The checkpoint that a path names; the last one if it is the folder of a run.
 
-    Args:
-        given: The path, or ``"last"`` where ``folder`` is given.
-        folder: Finds the runs of an experiment and method.
-
-    Raises:
-        FileNotFoundError: If ``"last"`` finds none.
+    ``"last"`` is the newest in the ``folder`` of an experiment and method.
     """
     if given == LAST and folder is not None:
         checkpoints = map(last_checkpoint, reversed(versions(folder())))
