@@ -36,8 +36,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 raise
             if not self.failed:
                 rank_zero_warn(
-                    f"No checkpoint can be written to {path.parent}: {cause.strerror or cause}. Check "
-                    "the disk and who may write to it. Training continues, the existing "
+                    f"No checkpoint can be written to {path.parent}: {cause.strerror or cause}. "
+                    "Check the disk and who may write to it. Training continues, the existing "
                     "checkpoints stay as they are, and the next one is tried again."
                 )
             self.failed = True
