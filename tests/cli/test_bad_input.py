@@ -467,7 +467,7 @@ CONFIGS = {
     ),
     "config with a key twice": case(
         "fit -c bad.yaml",
-        *("bad.yaml", "line 3: 'data' is there twice"),
+        *("bad.yaml", "line 3: 'data' occurs twice"),
         scene=config("data: {seed: 1}\ntrainer: {}\ndata: {subset: 9}"),
     ),
     "config with a tag of Python": case(
@@ -477,14 +477,14 @@ CONFIGS = {
     ),
     "config that is not UTF-8": case(
         "fit -c bad.yaml",
-        "byte 13 is not UTF-8",
+        "can't decode byte 0xe9 in position 12",
         "bad.yaml",
         scene=config(b"experiment: \xe9t\xe9"),
     ),
     "config that is a checkpoint": case(
         "fit -c {run}/checkpoints/last.ckpt",
         "last.ckpt",
-        "is not UTF-8",
+        "'utf-8' codec",
     ),
     "config with an unknown option": case(
         "fit -c bad.yaml --model VICReg",

@@ -86,11 +86,11 @@ def fail(code: int) -> Callable[..., None]:
 
 
 FAULTS = {
-    "full disk": ((os, "fsync"), errno.ENOSPC, "No space left on device. Free some space"),
-    "quota": ((os, "fsync"), errno.EDQUOT, "quota exceeded. Free some space on the disk"),
-    "read-only disk": ((Path, "open"), errno.EROFS, "Make the folder writable"),
-    "no access": ((Path, "open"), errno.EACCES, "denied. Make the folder writable"),
-    "broken disk": ((os, "fsync"), errno.EIO, "Input/output error. Check the disk"),
+    "full disk": ((os, "fsync"), errno.ENOSPC, "No space left on device. Check the disk"),
+    "quota": ((os, "fsync"), errno.EDQUOT, "quota exceeded. Check the disk"),
+    "read-only disk": ((Path, "open"), errno.EROFS, "Read-only file system"),
+    "no access": ((Path, "open"), errno.EACCES, "denied. Check the disk"),
+    "broken disk": ((os, "fsync"), errno.EIO, "Input/output error. Check"),
     "no rename": ((Path, "replace"), errno.EPERM, "Operation not permitted"),
     "no handle": ((Path, "open"), errno.EMFILE, "Too many open files"),
 }
@@ -103,7 +103,6 @@ def test_a_fault_is_said_once_and_keeps_the_old_checkpoint(
     said: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     plugin, path = AtomicCheckpointIO(), tmp_path / "checkpoints/last.ckpt"
     plugin.save_checkpoint({"step": 1}, path)
@@ -118,10 +117,8 @@ def test_a_fault_is_said_once_and_keeps_the_old_checkpoint(
             plugin.save_checkpoint({"step": 3}, path)
     assert plugin.failed
     assert content(tmp_path) == before
-    with caplog.at_level("INFO"):
-        plugin.save_checkpoint({"step": 4}, path)
+    plugin.save_checkpoint({"step": 4}, path)
     assert not plugin.failed
-    assert "are written to" in caplog.text
     assert torch.load(path, weights_only=True) == {"step": 4}
     assert [*tmp_path.rglob("*")] == [path.parent, path]
 
@@ -160,9 +157,8 @@ def test_a_fit_trains_on_when_the_disk_is_full(for_good: bool, tmp_path: Path) -
     done = run_script(FULL.format(epochs="{1, 2}" if for_good else "{1}"), tmp_path)
     assert done.returncode == (1 if for_good else 0), done.stderr[-2000:]
     assert done.stderr.count("No checkpoint can be written to") == 1
-    assert (
-        "File too large. Check the disk; the next checkpoint is tried again. Training continues"
-        in (" ".join(done.stderr.split()))
+    assert "File too large. Check the disk and who may write to it. Training continues" in (
+        " ".join(done.stderr.split())
     )
     last = read_checkpoint(tmp_path / RUN / "checkpoints/last.ckpt")
     assert last.epochs == (1 if for_good else 3)

@@ -32,7 +32,7 @@ def fit(**settings: Any) -> None:
     lightning.seed_everything(0, verbose=False)
     module = VICReg(backbone="resnet_tiny", projector="16-16", in_channels=1, warmup_epochs=0.5)
     data = SSLDataModule("digits", batch_size=16, image_size=8, subset=64, seed=3)
-    logger = RunCSVLogger(".", name="runs", version=0)
+    logger = RunCSVLogger(RUN)
     callbacks = OnlineLinearProbe(), Preemption(), LastCheckpoint(), StepSeed()
     defaults = {"enable_checkpointing": True, "num_sanity_val_steps": 0, "log_every_n_steps": 1}
     defaults |= {"limit_val_batches": 1, "logger": [logger]}
@@ -212,7 +212,7 @@ def test_the_same_command_resumes(capfd: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as done:
             main(COMMAND)
     assert done.value.code == 75
-    assert "SIGTERM: finishing the running step" in capfd.readouterr().err
+    assert "SIGTERM: finishing the step" in capfd.readouterr().err
     main(COMMAND)
     (run,) = COMMAND_RUN.parent.iterdir()
     assert read_checkpoint(run / "checkpoints/last.ckpt").epochs == 2
@@ -270,7 +270,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 def test_another_signal_ends_at_once(tmp_path: Path) -> None:
     code, said = finish(start("kill(0); time.sleep(1.2); kill(0); time.sleep(60)", tmp_path))
     assert code == -signal.SIGTERM, said[-2000:]
-    assert "SIGTERM: finishing the running step and writing a checkpoint" in said
+    assert "SIGTERM: finishing the step and writing a checkpoint" in said
     assert newest_checkpoint(tmp_path / COMMAND_RUN) is None
 
 

@@ -269,7 +269,7 @@ def test_last_of_the_other_commands_is_the_newest_checkpoint(runs: Runs) -> None
     with pytest.raises(FileNotFoundError, match="There is no checkpoint of a run in runs/no"):
         find_checkpoint("last", lambda: Path("runs/no"))
     with pytest.raises(FileNotFoundError, match=re.escape("There is no checkpoint no.ckpt. Name")):
-        find_checkpoint("no.ckpt")
+        runs.resolve("no.ckpt", {})
 
 
 def test_options_have_their_names_of_the_command_line() -> None:

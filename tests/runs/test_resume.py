@@ -27,7 +27,7 @@ from duality_ssl.callbacks import (
 )
 from duality_ssl.data import SSLDataModule
 from duality_ssl.runs.folder import newest_checkpoint
-from duality_ssl.runs.loggers import RunCSVLogger, RunTensorBoardLogger
+from duality_ssl.runs.loggers import run_loggers
 
 RUN = Path("runs/version_0")
 
@@ -65,14 +65,12 @@ def fit(*extra: Callback, **settings: Any) -> Trainer:
         BestCheckpoint(),
         *(LearningRateMonitor("step"), StepSeed(), RunProgress(), *extra),
     ]
+    checkpoint = newest_checkpoint(RUN)
     defaults: dict[str, Any] = {
         "max_epochs": 3,
         "accelerator": "cpu",
         "devices": 1,
-        "logger": [
-            RunTensorBoardLogger(".", name="runs", version=0, default_hp_metric=False),
-            RunCSVLogger(".", name="runs", version=0),
-        ],
+        "logger": run_loggers(RUN, checkpoint and checkpoint.step, []),
         "log_every_n_steps": 1,
         "limit_val_batches": 3,
         "enable_model_summary": False,
@@ -80,7 +78,6 @@ def fit(*extra: Callback, **settings: Any) -> Trainer:
         "use_distributed_sampler": False,
     }
     trainer = Trainer(callbacks=callbacks, **(defaults | settings))
-    checkpoint = newest_checkpoint(RUN)
     path = None if checkpoint is None else checkpoint.path
     trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
     return trainer

@@ -22,7 +22,7 @@ from duality_ssl.callbacks import (
     StepSeed,
 )
 from duality_ssl.callbacks.knn import FeatureBank
-from duality_ssl.runs.loggers import RunCSVLogger, RunTensorBoardLogger
+from duality_ssl.runs.loggers import RunCSVLogger, run_loggers
 
 
 def filled(capacity: int, rows: int) -> FeatureBank:
@@ -85,7 +85,7 @@ ROWS = [{"loss": 0.5, "step": 0}, {"loss": 0.25, "step": 1}, {"probe": 1.0, "ste
 
 
 def logged(folder: Path, rows: list[dict[str, float]] = ROWS) -> RunCSVLogger:
-    logger = RunCSVLogger(folder, name=None, version="")
+    logger = RunCSVLogger(folder)
     for row in rows:
         row = dict(row)
         logger.log_metrics(row, step=int(row.pop("step")))
@@ -104,7 +104,7 @@ def test_metrics_continue_where_the_checkpoint_was(
     logged(tmp_path / "whole")
     logged(tmp_path / "cut")
     again = logged(tmp_path / "cut", [])
-    again.go_on(step, rows)
+    again.rewind(step, rows)
     assert again.rows == left
     logged(tmp_path / "cut", ROWS[left:])
     assert (tmp_path / "cut/metrics.csv").read_text() == (
@@ -148,8 +148,7 @@ def test_tensorboard_hides_what_is_logged_again(
         # the order of files is that of their names, which have the second in them
         clock = SimpleNamespace(time=lambda start=start: 1e9 + start)
         monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time", clock)
-        logger = RunTensorBoardLogger(tmp_path, name=None, version="")
-        logger.go_on(start)
+        logger = run_loggers(tmp_path, start or None, [])[0]
         for step in range(start, 4):
             logger.log_metrics({"loss": value}, step)
         logger.finalize("success")

@@ -108,7 +108,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "half": (half, "cannot be read as a checkpoint: it is truncated"),
     "random": (lambda path: path.write_bytes(os.urandom(9000)), "cannot be read as a checkpoint"),
     "text": (lambda path: path.write_text("weights"), "cannot be read as a checkpoint"),
-    "one byte": (flip_a_byte, "the checksum of .* is wrong|cannot be read to its end"),
+    "one byte": (flip_a_byte, "the checksum of .* is wrong"),
     "pickle": (lambda path: path.write_bytes(pickle.dumps(Touch())), "cannot be read"),
     "object": (lambda path: torch.save(Touch(), path), "cannot be read as a checkpoint"),
     "tensor": (lambda path: torch.save(torch.zeros(2), path), "is no checkpoint to resume from"),
@@ -494,19 +494,6 @@ def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert epochs_of(run) == 3
     assert len(list(run.glob("wandb/offline-run-*"))) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
-
-
-def test_other_circumstances_are_named_in_one_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    fit_until_epoch(1, FIT, monkeypatch)
-    last = Path("runs/digits/VICReg/version_0/checkpoints/last.ckpt")
-    checkpoint = torch.load(last, weights_only=True)
-    checkpoint["ran_with"] |= {"processes": 4, "images": 96}
-    torch.save(checkpoint, last)
-    with pytest.warns(UserWarning, match="processes 4 -> 1, images 96 -> 128"):
-        main([*FIT, *LAST])
 
 
 HOLD = """

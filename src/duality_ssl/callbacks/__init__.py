@@ -11,14 +11,12 @@ from duality_ssl.callbacks.seed import StepSeed
 from duality_ssl.callbacks.spectrum import RankMe
 from duality_ssl.callbacks.views import ViewGrid
 from duality_ssl.runs.backbone import BackboneWriter
-from duality_ssl.runs.changes import ChangedValues
 from duality_ssl.runs.checkpoint import BestCheckpoint, LastCheckpoint
 from duality_ssl.runs.preemption import Preemption
 
 __all__ = [
     "BackboneWriter",
     "BestCheckpoint",
-    "ChangedValues",
     "CollapseGuard",
     "DualityMonitor",
     "FeatureWriter",

@@ -2,11 +2,13 @@
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -23,31 +25,16 @@ import duality_ssl
 from duality_ssl import callbacks
 from duality_ssl.callbacks.memory import MemoryEstimate
 from duality_ssl.cli.config_files import CommandLine
-from duality_ssl.cli.messages import (
-    explain,
-    no_method,
-    options_of,
-    refuse,
-    sentence_of,
-    subclasses,
-)
+from duality_ssl.cli.messages import explain, no_method, options_of, refuse, sentence_of, subclasses
 from duality_ssl.data import SSLDataModule, create_source
 from duality_ssl.methods import JointEmbedding
 from duality_ssl.methods.strategy import check_strategy
 from duality_ssl.registry import imports_as_before, limit_imports
 from duality_ssl.runs.checkpoint_io import AtomicCheckpointIO
-from duality_ssl.runs.config import check_groups, dump_run_config, read_run_config
+from duality_ssl.runs.config import Config, dump_run_config, read_run_config, unknown_options
 from duality_ssl.runs.folder import RunFolder, read_checkpoint, run_of, runs_folder
-from duality_ssl.runs.loggers import named_loggers, run_loggers
-from duality_ssl.runs.resume import (
-    LAST,
-    Options,
-    Resume,
-    find_checkpoint,
-    flatten,
-    resolve_resume,
-)
-from duality_ssl.runs.supervision import end_together
+from duality_ssl.runs.loggers import named_loggers
+from duality_ssl.runs.resume import LAST, Resume, find_checkpoint, flatten, resolve_resume
 
 _DESCRIPTION = """\
 Self-supervised image pretraining: contrastive and non-contrastive methods under one roof.
@@ -108,16 +95,10 @@ class _Parser(LightningArgumentParser):
 
 
 class Command(LightningCLI):
-    """The command: parses the options, finds what to resume, and runs the Trainer.
-
-    Args:
-        line: What the user typed.
-    """
+    """The command: parses the options, finds what to resume, and runs the Trainer."""
 
     resume = Resume()
-    """How a fit starts."""
-    checkpoint: Path | None = None
-    """What the weights are taken from."""
+    checkpoint: Path | None = None  # of the weights
 
     def __init__(self, line: CommandLine) -> None:
         self.line = line
@@ -156,9 +137,8 @@ class Command(LightningCLI):
         """A parser without abbreviations: a mistyped option must not set another one."""
         kwargs |= {"dump_header": [f"duality_ssl {duality_ssl.__version__}"]}
         parser = _Parser(allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
-        parser.add_argument(
-            "-c", "--config", action=ActionConfigFile, help="A YAML file of options."
-        )
+        config = "A YAML file of options."
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help=config)
         return parser
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -195,7 +175,7 @@ class Command(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, find the run, compare, and parse again with the run's config underneath."""
         for path, content in self.line.configs.items():
-            check_groups(content, path, options_of(parser))
+            unknown_options(content, path, options_of(parser))  # the parser names those
         given = self.line.ckpt_path
         if given in (None, LAST):
             self.config = parser.parse_args(self.line.words)
@@ -216,14 +196,12 @@ class Command(LightningCLI):
         limit_imports(own | self.line.modules())
 
         @cache
-        def load(run: Path) -> Options | None:
+        def load(run: Path) -> Config | None:
             return read_run_config(run, options_of(parser))
 
-        def merge(config: Options | None) -> Options:
-            words = self.line.over(config)
-            parsed = parser.parse_args(words, defaults=config is None)
-            options: Options = parsed[parsed.subcommand].as_dict()
-            return options
+        def merge(config: Config | None) -> Config:
+            parsed = parser.parse_args(self.line.over(config), defaults=config is None)
+            return dict(parsed[parsed.subcommand].as_dict())
 
         if self.line.words[0] == "fit":
             if given == LAST and self.options.trainer.logger is False:
@@ -280,11 +258,10 @@ class Command(LightningCLI):
         chosen: list[Callback] = [*(named if isinstance(named, list) else [named])]
         chosen += [options[key] for key in _CALLBACKS if key not in without]
         if fits:
-            chosen += [callbacks.StepSeed(), callbacks.ChangedValues(), MemoryEstimate()]
+            chosen += [callbacks.StepSeed(), MemoryEstimate()]
         if fits and self.logs:
             start = self.resume.run, self.resume.checkpoint
-            loggers = partial(run_loggers, named=self.named)
-            folder = RunFolder(self.folder, self.run_config, *start, loggers)
+            folder = RunFolder(self.folder, self.run_config, *start, self.named)
             chosen = [folder, *chosen, LearningRateMonitor("step")]
         elif self.named and self.logs:  # the other commands log to what the user names
             run = run_of(self.checkpoint) if self.checkpoint else self.folder
@@ -316,37 +293,44 @@ class Command(LightningCLI):
             if self.checkpoint is None:
                 self.model.load_pretrained()
 
-    def fit(self, **arguments: Any) -> None:
-        """Train; exit with code 1 if the last checkpoint could not be written."""
-        self._run(self.trainer.fit, arguments)
+    def run(self, **arguments: Any) -> None:
+        """Run the Trainer; exit with code 1 if the last checkpoint could not be written."""
+        arguments |= {"ckpt_path": self.checkpoint, "weights_only": True}
+        if self.subcommand == "test":
+            # Lightning's table repeats each figure for each loader; the evaluation prints its own
+            arguments["verbose"] = False
+        with end_together(self.trainer):
+            getattr(self.trainer, self.config.subcommand)(**arguments)
         plugin = self.trainer.strategy.checkpoint_io
         if isinstance(plugin, AtomicCheckpointIO) and plugin.failed:
             refuse("The fit has ended, but its last checkpoint could not be written.", code=1)
 
-    def validate(self, **arguments: Any) -> None:
-        """Compute the metrics of the validation."""
-        self._run(self.trainer.validate, arguments)
+    fit = validate = test = predict = run
 
-    def test(self, **arguments: Any) -> None:
-        """Evaluate the frozen features."""
-        # Lightning's table repeats each figure for each loader; the evaluation prints its own
-        self._run(self.trainer.test, arguments | {"verbose": False})
 
-    def predict(self, **arguments: Any) -> None:
-        """Write the features."""
-        self._run(self.trainer.predict, arguments)
+@contextmanager
+def end_together(trainer: Trainer) -> Iterator[None]:
+    """Kill the processes that this one has started if it fails.
 
-    def _run(self, function: Callable[..., object], arguments: dict[str, Any]) -> None:
-        checkpoint = str(self.checkpoint) if self.checkpoint else None
-        with end_together(self.trainer):
-            function(**arguments | {"ckpt_path": checkpoint, "weights_only": True})
+    Lightning ends them only when one of them dies: a process that hangs would stay, with its GPU.
+    """
+    try:
+        yield
+    except Exception as error:
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+        if trainer.world_size > 1 and isinstance(error, RuntimeError):
+            error.add_note(
+                "If another process of the run died or hangs (see its last message), resume with "
+                "--ckpt_path last."
+            )
+        raise
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run ``duality-ssl`` with these arguments, by default those of the command line.
 
-    A mistake of the user ends in one sentence and exit code 2, a fit that the guard stops in one
-    and exit code 3; with ``DUALITY_SSL_DEBUG=1`` the traceback is shown.
+    A mistake ends in one sentence and exit code 2, a fit that the guard stops in exit code 3.
     """
     _quiet()
     try:
@@ -361,7 +345,6 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _debugging() -> bool:
-    """Whether the user wants to see tracebacks, by ``DUALITY_SSL_DEBUG=1``."""
     return os.environ.get("DUALITY_SSL_DEBUG", "") not in ("", "0")
 
 

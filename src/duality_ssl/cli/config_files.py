@@ -1,7 +1,7 @@
 """The words of a command line, with each of its configs read once."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import yaml
 
 from duality_ssl.registry import did_you_mean, named_modules
 from duality_ssl.runs.config import Config, read_config, without
+from duality_ssl.runs.resume import flatten
 
 
 class CommandLine:
@@ -75,13 +76,7 @@ class CommandLine:
         return [self.words[0], "--config", yaml.safe_dump(config), *self.words[1:]]
 
     def _appended(self) -> set[str]:
-        flags = {word.partition("=")[0].removeprefix("--") for word in self.words}
-        keys = {name for config in self.configs.values() for name in _names(config)}
-        return {name.removesuffix("+") for name in flags | keys if name.endswith("+")}
-
-
-def _names(config: Config, above: str = "") -> Iterator[str]:
-    for key, value in config.items():
-        yield f"{above}{key}"
-        if isinstance(value, dict):
-            yield from _names(value, f"{above}{key}.")
+        names = [word.partition("=")[0][2:] for word in self.words if word.startswith("--")]
+        for config in self.configs.values():
+            names += flatten(config)
+        return {name.partition("+")[0] for name in names if "+" in name}

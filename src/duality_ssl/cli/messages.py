@@ -22,13 +22,7 @@ from duality_ssl.registry import did_you_mean
 
 
 def explain(message: str, parser: ArgumentParser, methods: Sequence[str]) -> str:
-    """Turn the parser's message into a sentence or two.
-
-    Args:
-        message: What jsonargparse says.
-        parser: The parser that said it, for the options that it knows.
-        methods: Names of the methods.
-    """
+    """Turn a message of jsonargparse into a sentence or two."""
     if found := re.search(r"does not accept option '([^']+)'", message):
         return _unknown_option(found[1], options_of(parser))
     if found := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
@@ -38,16 +32,12 @@ def explain(message: str, parser: ArgumentParser, methods: Sequence[str]) -> str
         return no_method(methods)
     key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
     if found := re.search(r"Unable to load config '([^']*)'", message):
-        group = re.findall(r'Parser key "([^"]+)"', message)[0]
-        return (
-            f"--{group} takes a YAML file with options of the group, and {found[1]!r} is none. One "
-            f"option is set by --{group}.OPTION VALUE."
-        )
+        group = key.rpartition(".")[2]
+        return f"--{group} takes a YAML file, not {found[1]!r}; one option: --{group}.OPTION VALUE."
     if found := re.search(r"Importing '([^']+)' is not allowed", message):
         return _unknown_import(key, found[1])
     if found := re.search(r"No module named '([^']+)'", message):
-        hint = " Install duality_ssl[bolts]." if found[1] == "pl_bolts" else ""
-        return f"{key}: there is no module {found[1]!r}.{hint}"
+        return f"{key}: there is no module {found[1]!r}."
     if found := re.search(r"Option '([^']+)' is not accepted", message):
         return _unknown_init_arg(key, found[1], message, methods)
     if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", message):
@@ -183,10 +173,9 @@ def _kind(hint: Any) -> str:
 
 
 def sentence_of(error: BaseException) -> str | None:
-    """The message of this package's error in the chain of causes; None if there is no such error.
+    """The message of this package's error in the chain of causes; None for a bug.
 
-    An error of a library is a bug, whose traceback is shown. So is an error raised while another
-    one was handled (``__context__``), unless it was raised ``from`` it (``__cause__``).
+    An error of a library is a bug. So is one raised while another was handled, but not ``from`` it.
     """
     chain = [error]
     while cause := chain[-1].__cause__:
@@ -204,9 +193,8 @@ def sentence_of(error: BaseException) -> str | None:
                 return text.rstrip().splitlines()[-1].partition(": ")[2]
             continue
         if isinstance(link, OSError) and link.strerror and link.filename is not None:
-            return (
-                f"{link.strerror}: {link.filename}. Check that path, and who may read and write it."
-            )
+            remedy = "Check that path, and who may read and write it."
+            return f"{link.strerror}: {link.filename}. {remedy}"
         files = [frame.filename for frame in traceback.extract_tb(link.__traceback__)]
         if isinstance(link, OSError) or (files and files[-1].startswith(package)):
             return text
@@ -216,8 +204,7 @@ def sentence_of(error: BaseException) -> str | None:
 def refuse(sentence: str, code: int = 2) -> NoReturn:
     """Print the sentence as the one error of the command and exit; 2 is a mistake of the user."""
     # the name of a file may hold line breaks, and bytes that are no text
-    line = (
-        " ".join(map(str.strip, sentence.splitlines())).encode(errors="backslashreplace").decode()
-    )
+    line = " ".join(map(str.strip, sentence.splitlines()))
+    line = line.encode(errors="backslashreplace").decode()
     sys.stderr.write(f"duality-ssl: error: {line}\n")
     sys.exit(code)

@@ -31,14 +31,6 @@ class BackboneWriter(Callback):
             )
         self.filename = filename
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a module without ``save_backbone``."""
-        if not hasattr(pl_module, "save_backbone"):
-            raise ValueError(
-                "Expected a method of this package, whose backbone is written, but got "
-                f"{type(pl_module).__name__}: leave BackboneWriter out."
-            )
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file on rank 0; a full disk does not fail the fit."""
         kept = [each for each in trainer.checkpoint_callbacks if isinstance(each, LastCheckpoint)]

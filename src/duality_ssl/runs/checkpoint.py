@@ -15,10 +15,7 @@ from duality_ssl.runs.exact_resume import KEY, complete, restore
 
 
 def is_damaged(module: nn.Module) -> bool:
-    """Whether a weight or a running statistic is NaN or infinite on any process.
-
-    No later step repairs it. Call it on every process; it waits for the device.
-    """
+    """Whether a weight or a running statistic is NaN or infinite on any process; ask on all."""
     state = [x for x in module.state_dict().values() if isinstance(x, Tensor)]
     bad = [~x.isfinite().all() for x in state if x.is_floating_point()]
     return bool(all_reduce_sum(torch.stack(bad).sum()) > 0)
@@ -50,11 +47,9 @@ class LastCheckpoint(_RunCheckpoint):
     """Keeps ``last.ckpt``, the newest state whatever its metrics, and the one before it.
 
     It writes before the first batch of an epoch, between two optimizer steps and at the end of the
-    run: by then the last step is validated and logged, and all callbacks have seen it. The former
-    ``last.ckpt`` becomes ``previous.ckpt`` once the new one is complete, as a spare.
-
-    With this callback every checkpoint of a fit, also that of another callback, has what
-    `duality_ssl.runs.exact_resume` adds.
+    run: by then the last step is validated and logged. The former ``last.ckpt`` becomes
+    ``previous.ckpt`` once the new one is complete. With this callback every checkpoint of a fit,
+    also that of another callback, has what `duality_ssl.runs.exact_resume` adds.
 
     Args:
         every_n_epochs: Epochs between two checkpoints; the end of the run is always written.
@@ -101,7 +96,7 @@ class LastCheckpoint(_RunCheckpoint):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep it until training starts."""
+        """Keep the entry until training starts."""
         self._kept = checkpoint.get(KEY, {})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -132,11 +127,7 @@ class LastCheckpoint(_RunCheckpoint):
         self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Write the checkpoint, unless this step's is written already.
-
-        Call it on every process, before the first batch of an epoch or at the start of a batch
-        between two optimizer steps.
-        """
+        """Write the checkpoint, unless this step's exists; call it on all, between two steps."""
         step = trainer.global_step
         if trainer.fast_dev_run or step == self._saved_step or self.refuses(trainer):  # type: ignore[attr-defined]
             return

@@ -1,19 +1,13 @@
 """Checkpoints that survive a full disk or a kill in the middle of a write."""
 
-import errno
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from duality_ssl.files import write_atomically
-
-_REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space on the disk"),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "Make the folder writable"),
-}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -21,10 +15,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     A checkpoint is forced to the disk before it gets its name, so a kill or a power cut leaves the
     old one or the new one. A write that fails, on a full disk for example, leaves the old one and
-    no partial file. It warns once; the next checkpoint is tried again.
+    no partial file. It warns once; the next checkpoint is tried again. Paths are local, no URLs.
 
-    The command line always uses it; in Python, ``Trainer(plugins=[AtomicCheckpointIO()])``. URLs
-    are left to Lightning.
+    The command line always uses it; in Python, ``Trainer(plugins=[AtomicCheckpointIO()])``.
     """
 
     failed = False
@@ -34,27 +27,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         """Write the checkpoint, or warn if that is not possible."""
-        if "://" in str(path) or storage_options is not None:
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        folder = Path(path).parent
+        path = Path(path)
         try:
-            write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
+            write_atomically(path, lambda file: torch.save(checkpoint, file))
         except (OSError, RuntimeError) as error:
             cause = _os_error(error)
             if cause is None:
                 raise
             if not self.failed:
-                remedy = _REMEDIES.get(cause.errno or 0, "Check the disk")
                 rank_zero_warn(
-                    f"No checkpoint can be written to {folder}: {cause.strerror or cause}. "
-                    f"{remedy}; the next checkpoint is tried again. Training continues, and the "
-                    "existing checkpoints stay as they are."
+                    f"No checkpoint can be written to {path.parent}: {cause.strerror or cause}. "
+                    "Check the disk and who may write to it. Training continues, the existing "
+                    "checkpoints stay as they are, and the next one is tried again."
                 )
             self.failed = True
         else:
-            if self.failed:
-                rank_zero_info(f"Checkpoints are written to {folder} again.")
             self.failed = False
 
 

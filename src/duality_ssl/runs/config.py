@@ -2,7 +2,7 @@
 
 import inspect
 import pkgutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ _RENAMED_ARGUMENTS = {("SpectralContrastive", "radius"): "mu"}  # the squared ra
 
 
 def dump_run_config(parser: ArgumentParser, options: Namespace) -> str:
-    """Content of ``config.yaml``: every option of a run, except how it was resumed.
+    """Content of ``config.yaml``: every option, except how the run was resumed.
 
     The optimizer's own learning rate and weight decay are left out: the method's replace them.
     """
@@ -51,20 +51,12 @@ def read_run_config(run: Path, options: Collection[str]) -> Config | None:
     """Read the ``config.yaml`` of a run, by today's names; None if there is none.
 
     Unknown options are left out with a warning. A class checks its own arguments later.
-
-    Args:
-        run: Folder of the run.
-        options: Names of all options.
-
-    Raises:
-        ValueError: If the file is no config.
     """
     path = run / CONFIG
     if not path.is_file():
         return None
     config: Config = _renamed(read_config(path)[1])
-    check_groups(config, path, options)
-    unknown = [*_unknown(config, options)]
+    unknown = unknown_options(config, path, options)
     for name in unknown:
         config = without(config, name.split("."))
     if unknown:
@@ -92,19 +84,6 @@ def _renamed(value: Any) -> Any:
     return renamed
 
 
-def _unknown(config: Config, options: Collection[str], above: str = "") -> Iterator[str]:
-    for key, value in config.items():
-        name = f"{above}{key}"
-        if name not in options:
-            yield name
-        elif isinstance(value, dict) and _is_group(name, options):
-            yield from _unknown(value, options, f"{name}.")
-
-
-def _is_group(name: str, options: Collection[str]) -> bool:
-    return any(option.startswith(f"{name}.") for option in options)
-
-
 def without(config: Config, path: Sequence[str]) -> Config:
     """A config without one of its keys; ``init_args`` may be left out of the path."""
     key, *deeper = path
@@ -116,25 +95,33 @@ def without(config: Config, path: Sequence[str]) -> Config:
     return config | {key: without(inside, deeper)} if isinstance(inside, dict) else config
 
 
-def check_groups(config: Config, path: Path, options: Collection[str], above: str = "") -> None:
-    """Raise ``ValueError`` where a config has a value in place of a group of options.
+def unknown_options(
+    config: Config, path: Path, options: Collection[str], above: str = ""
+) -> list[str]:
+    """Names in a config that are no options.
 
     Args:
         config: Content of the file, or of a group in it.
         path: The file.
         options: Names of all options, such as ``data.view1.scale``.
         above: Name of the group, with a dot.
+
+    Raises:
+        ValueError: If the config has a value in place of a group of options.
     """
+    unknown = []
     for key, value in config.items():
         name = f"{above}{key}"
-        if not _is_group(name, options):
-            continue
-        if not isinstance(value, dict):
-            raise ValueError(
-                f"Expected {name} in {path} to be a group of options, but got "
-                f"{type(value).__name__}. Write `{key}: {{OPTION: VALUE}}`."
-            )
-        check_groups(value, path, options, f"{name}.")
+        if name not in options:
+            unknown.append(name)
+        elif any(option.startswith(f"{name}.") for option in options):
+            if not isinstance(value, dict):
+                raise ValueError(
+                    f"Expected {name} in {path} to be a group of options, but got "
+                    f"{type(value).__name__}. Write `{key}: {{OPTION: VALUE}}`."
+                )
+            unknown += unknown_options(value, path, options, f"{name}.")
+    return unknown
 
 
 def read_config(path: Path) -> tuple[str, Config]:
@@ -147,8 +134,6 @@ def read_config(path: Path) -> tuple[str, Config]:
     try:
         text = content.decode("utf-8")
         config = yaml.load(text, _StrictLoader)
-    except UnicodeDecodeError as error:
-        raise _not_yaml(path, f"byte {error.start + 1} is not UTF-8") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
@@ -178,12 +163,7 @@ def _not_yaml(path: Path, reason: str) -> ValueError:
 
 
 class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Refuses a key that stands twice; a date is a string, as for jsonargparse."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, looks) for tag, looks in found if tag != "tag:yaml.org,2002:timestamp"]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    """Refuses a key that stands twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping, if it has each key once."""
@@ -192,7 +172,7 @@ class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ign
             name = key.value if isinstance(key, yaml.ScalarNode) else id(key)
             if name in seen:
                 raise yaml.MarkedYAMLError(
-                    problem=f"{name!r} is there twice", problem_mark=key.start_mark
+                    problem=f"{name!r} occurs twice", problem_mark=key.start_mark
                 )
             seen.add(name)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)

@@ -1,15 +1,6 @@
 """What a resumed fit needs and Lightning leaves out of a checkpoint.
 
-`complete` adds to a checkpoint, and `restore` reads back:
-
-- the number of rows of ``metrics.csv``: later rows are dropped and logged again;
-- the metrics that callbacks see;
-- Lightning's progress counters, corrected for where `LastCheckpoint` writes: before the first batch
-  of an epoch or between two batches. Uncorrected, Lightning would skip a batch or an epoch.
-
-The running means of ``self.log(..., on_epoch=True)`` in a training step are not part of it: after a
-resume within an epoch they cover the rest of the epoch. A callback that needs the whole epoch keeps
-its sums in its own ``state_dict``.
+The running means of ``self.log(..., on_epoch=True)`` in a training step are not part of it.
 """
 
 from typing import Any
@@ -17,7 +8,7 @@ from typing import Any
 from lightning import Trainer
 
 from duality_ssl._internals.lightning import LOGGED_STEPS, load_loader_states
-from duality_ssl.runs.loggers import RunCSVLogger, RunTensorBoardLogger
+from duality_ssl.runs.loggers import RunCSVLogger
 
 KEY = "exact_resume"
 """Entry of a checkpoint."""
@@ -26,7 +17,7 @@ _METRICS = ("callback_metrics", "logged_metrics", "progress_bar_metrics")
 
 
 def complete(checkpoint: dict[str, Any], trainer: Trainer, validated: bool) -> None:
-    """Add what is missing to a checkpoint before it is written.
+    """Correct the counters of a checkpoint; add the metrics and the rows of ``metrics.csv``.
 
     Args:
         checkpoint: What Lightning has collected; changed in place.
@@ -42,16 +33,15 @@ def complete(checkpoint: dict[str, Any], trainer: Trainer, validated: bool) -> N
 
 
 def restore(kept: dict[str, Any], trainer: Trainer) -> None:
-    """Restore loggers, loaders and metrics; call it in ``on_train_start``.
+    """Restore ``metrics.csv``, loaders and metrics; call it in ``on_train_start``.
 
     Args:
-        kept: The entry `KEY` of the checkpoint; empty for a new fit, or for a checkpoint that was
-            written without `complete`.
+        kept: The entry `KEY` of the checkpoint; empty for a new fit or a checkpoint without it.
         trainer: The trainer, which has restored everything else.
     """
     for logger in trainer.loggers:
-        if isinstance(logger, RunCSVLogger | RunTensorBoardLogger):
-            logger.go_on(trainer.global_step, kept.get("rows"))
+        if isinstance(logger, RunCSVLogger):
+            logger.rewind(trainer.global_step, kept.get("rows"))
     load_loader_states(trainer)
     epochs = trainer.fit_loop.epoch_progress.current
     if epochs.ready == epochs.completed:
@@ -62,7 +52,7 @@ def restore(kept: dict[str, Any], trainer: Trainer) -> None:
 
 
 def _correct_counters(loops: dict[str, Any], validated: bool) -> None:
-    """Uncount an epoch or a batch that has only begun."""
+    """Uncount an epoch or a batch that has only begun, or Lightning would skip it."""
     epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
     if epochs["total"]["ready"] > epochs["total"]["started"]:
         begun, done = epochs, 0

@@ -3,8 +3,7 @@
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +12,10 @@ import torch
 import yaml
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from duality_ssl.files import remove_temporary, write_atomically
+from duality_ssl.runs.loggers import Named, run_loggers
 
 if sys.platform != "win32":  # which has no such locks
     import fcntl
@@ -24,7 +23,7 @@ if sys.platform != "win32":  # which has no such locks
 CONFIG = "config.yaml"
 _FOLDER = "checkpoints"
 _OF_FIT = {"state_dict", "optimizer_states", "global_step", "loops"}
-_EPOCHS_OF_THE_TRAINER = 1000  # where neither epochs nor steps are limited
+_EPOCHS = 1000  # the Trainer's limit where neither epochs nor steps are limited
 
 
 class Checkpoint(NamedTuple):
@@ -39,7 +38,7 @@ class Checkpoint(NamedTuple):
     def is_complete(self, max_epochs: int | None, max_steps: int) -> bool:
         """Whether a trainer with these limits has nothing left to do; -1 is no limit."""
         if max_epochs is None:
-            max_epochs = _EPOCHS_OF_THE_TRAINER if max_steps == -1 else -1
+            max_epochs = _EPOCHS if max_steps == -1 else -1
         return 0 <= max_epochs <= self.epochs or 0 <= max_steps <= self.step
 
 
@@ -62,12 +61,11 @@ def _number(run: Path) -> int:
 
 def claim_version(folder: Path) -> Path:
     """Create the next ``version_N``; no two processes get the same one."""
-    folder.mkdir(parents=True, exist_ok=True)
     number = max(map(_number, versions(folder)), default=-1) + 1
     while True:
         run = folder / f"version_{number}"
         try:
-            run.mkdir()
+            run.mkdir(parents=True)
         except FileExistsError:
             number += 1
         else:
@@ -87,72 +85,58 @@ def last_checkpoint(run: Path) -> Path:
 
 
 def newest_checkpoint(run: Path, but: Path | None = None) -> Checkpoint | None:
-    """The checkpoint of a run with the most steps; None if no checkpoint can be read.
+    """The checkpoint of a run with the most steps, except ``but``; None if none can be read.
 
     Each checkpoint that cannot be read is named in a warning.
-
-    Args:
-        run: Folder of the run.
-        but: A checkpoint to leave out.
     """
     found = []
     for path in sorted((run / _FOLDER).glob("*.ckpt")):
-        if path == but or not path.is_file():
-            continue
-        try:
-            found.append(_progress(path))
-        except ValueError as error:
-            rank_zero_warn(f"{error} It is skipped.")
+        if path != but and path.is_file():
+            try:
+                found.append(_read(path, _OF_FIT))
+            except ValueError as error:
+                rank_zero_warn(f"{error} It is skipped.")
     # of two at one step, best.ckpt was written first: its validation had not ended
-    found.sort(key=lambda c: (c.step, c.epochs, c.path.stem != "best", c.path.stem == "last"))
-    for checkpoint in reversed(found):
-        try:
-            _check_whole(checkpoint.path)
-        except ValueError as error:
-            rank_zero_warn(f"{error} It is skipped.")
-        else:
-            return checkpoint
-    return None
+    return max(
+        found,
+        key=lambda c: (c.step, c.epochs, c.path.stem != "best", c.path.stem == "last"),
+        default=None,
+    )
 
 
 def read_checkpoint(path: Path, of_fit: bool = True) -> Checkpoint:
     """Read how far a checkpoint is, and check that it is whole.
 
-    Args:
-        path: The file.
-        of_fit: Whether a fit resumes from it, which takes more than the weights.
+    A fit, which resumes from it (``of_fit``), needs more than the weights.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is truncated, damaged, or no checkpoint of a fit; the message names
-            the checkpoint before it, if the run has one.
+        ValueError: If the file is truncated, damaged, or no checkpoint of a fit. The message names
+            another checkpoint of the run, if it has one.
     """
     try:
-        checkpoint = _progress(path, _OF_FIT if of_fit else {"state_dict"})
-        _check_whole(path)
-    except ValueError as error:
-        raise ValueError(f"{error}{one_before(path)}") from error
-    return checkpoint
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no checkpoint {path}.")
+        return _read(path, _OF_FIT if of_fit else {"state_dict"})
+    except (FileNotFoundError, ValueError) as error:
+        hint = "" if path.is_file() else " Name a .ckpt file, or the folder of a run."
+        if other := newest_checkpoint(run_of(path), but=path.absolute()):
+            hint = f" The one before it: --ckpt_path {other.path}"
+        raise type(error)(f"{error}{hint}") from error
 
 
-def one_before(path: Path) -> str:
-    """Name the newest other checkpoint of the run, to end a sentence on one that cannot be used."""
-    run = run_of(path)
-    path = path.absolute()
-    others = newest_checkpoint(run, but=path) if path.parent.name == _FOLDER else None
-    return f" The one before it: --ckpt_path {others.path}" if others else ""
-
-
-def _progress(path: Path, needed: AbstractSet[str] = _OF_FIT) -> Checkpoint:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint {path}.{one_before(path)}")
+def _read(path: Path, needed: set[str]) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # loading compares no checksums
     except Exception as error:  # a damaged file can fail in any way
         raise ValueError(
             f"{path} ({path.stat().st_size:,} bytes) cannot be read as a checkpoint: it is "
             "truncated, or a different kind of file."
         ) from error
+    if damaged:
+        raise ValueError(f"{path} is damaged: the checksum of {damaged} is wrong.")
     lacking = needed - content.keys() if isinstance(content, dict) else needed
     if lacking:
         names = ", ".join(sorted(lacking))
@@ -166,31 +150,20 @@ def _progress(path: Path, needed: AbstractSet[str] = _OF_FIT) -> Checkpoint:
         raise ValueError(f"{path} is no checkpoint to resume from: it counts no epochs.") from error
 
 
-def _check_whole(path: Path) -> None:
-    """Compare every byte with its checksum, which loading does not do."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read to its end: {error}.") from error
-    if damaged:
-        raise ValueError(f"{path} is damaged: the checksum of {damaged} is wrong.")
-
-
 class RunFolder(Callback):
     """Chooses the folder of a fit, once, and gives it to everything that writes there.
 
     A new fit claims the next ``version_N``, a resumed one keeps its folder. The first process
-    chooses, locks the folder for as long as the fit lasts, and writes ``config.yaml``; where that
-    file changes, its former content stays as ``config-until-step-N.yaml``. On every process,
-    checkpoints, loggers and the profiler are then pointed to the folder.
+    chooses, locks the folder for as long as the fit lasts, and writes ``config.yaml``; its former
+    content stays as ``config-until-step-N.yaml``. On every process, checkpoints, loggers and the
+    profiler are then pointed to the folder.
 
     Args:
         folder: Where the runs of the experiment and method are.
         config: Content of ``config.yaml``.
         run: Folder of the run that is resumed; None for a new one.
         checkpoint: What the fit starts from.
-        loggers: Builds the loggers of a run from its folder.
+        loggers: Loggers that the user names.
     """
 
     def __init__(
@@ -199,7 +172,7 @@ class RunFolder(Callback):
         config: str,
         run: Path | None = None,
         checkpoint: Checkpoint | None = None,
-        loggers: Callable[[Path], list[Logger]] = lambda run: [],
+        loggers: Named = (),
     ) -> None:
         self._folder = folder
         self._config = config
@@ -209,7 +182,7 @@ class RunFolder(Callback):
         self._held = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agree on the folder, lock and prepare it, and hand it out."""
+        """Choose, lock and prepare the folder; point everything that writes to it."""
         checkpoint = str(self._checkpoint.path) if self._checkpoint else None
         first = trainer.strategy.broadcast(checkpoint)
         if checkpoint != first:
@@ -222,22 +195,19 @@ class RunFolder(Callback):
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(run / _FOLDER)
-        trainer.loggers = self._loggers(run)
+        step = self._checkpoint.step if self._checkpoint else None
+        trainer.loggers = run_loggers(run, step, self._loggers)
         for logger in reversed(trainer.loggers):  # wandb wants to start before TensorBoard
             getattr(logger, "experiment", None)
         profiler = trainer.profiler  # type: ignore[attr-defined]
         if profiler.dirpath == trainer.default_root_dir:  # Lightning's choice without a logger
             profiler.dirpath = run
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def teardown(self, *args: Any, **kwargs: Any) -> None:
         """Release the folder."""
         self._held.close()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Release the folder."""
-        self._held.close()
+    on_exception = teardown
 
     def _prepare(self) -> Path:
         run = self._run or claim_version(self._folder)
@@ -245,26 +215,21 @@ class RunFolder(Callback):
         for folder in (run, run / _FOLDER):
             remove_temporary(folder)
         path = run / CONFIG
-        former = path.read_text(encoding="utf-8") if path.is_file() else None
-        if former is not None and yaml.safe_load(former) != yaml.safe_load(self._config):
+        former = path.read_bytes() if path.is_file() else b""
+        if former and yaml.safe_load(former) != yaml.safe_load(self._config):
             step = self._checkpoint.step if self._checkpoint else 0
-            kept = run / f"{path.stem}-until-step-{step}{path.suffix}"
+            kept = path.with_name(f"config-until-step-{step}.yaml")
             if not kept.exists():
-                _write(kept, former)
-        if former != self._config:
-            _write(path, self._config)
+                write_atomically(kept, lambda file: file.write(former))
+        write_atomically(path, lambda file: file.write(self._config.encode()))
         return run
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 @contextmanager
 def lock_run(run: Path) -> Iterator[None]:
-    """Lock the folder of a run: one fit at a time may write to it.
+    """Lock the folder of a run against other fits, where its file system can.
 
-    The lock ends with the process, however it ends. File systems without locks have none.
+    The lock ends with the process, however it ends.
 
     Raises:
         ValueError: If another process holds the lock.

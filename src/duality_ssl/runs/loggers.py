@@ -15,36 +15,37 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from duality_ssl.files import write_atomically
 
+Named = Sequence[Mapping[str, Any]]
+"""Loggers that the user names, each a ``class_path`` with its ``init_args``."""
 
-def run_loggers(run: Path, named: Sequence[Mapping[str, Any]] = ()) -> list[Logger]:
+
+def run_loggers(run: Path, step: int | None, named: Named) -> list[Logger]:
     """The loggers of a fit: TensorBoard and CSV in its folder, and those that the user names.
 
     Args:
         run: Folder of the run.
-        named: The user's loggers, each a ``class_path`` with its ``init_args``.
+        step: Steps of the checkpoint: TensorBoard hides later points, which are logged again.
+        named: The user's loggers.
     """
-    place: dict[str, Any] = {"save_dir": run.parent.parent, "name": run.parent.name}
-    place["version"] = run.name
-    tensorboard = RunTensorBoardLogger(**place, default_hp_metric=False)
-    return [tensorboard, RunCSVLogger(**place), *named_loggers(run, named)]
+    place = run.parent.parent, run.parent.name, run.name
+    tensorboard = TensorBoardLogger(*place, default_hp_metric=False, purge_step=step)
+    return [tensorboard, RunCSVLogger(run), *named_loggers(run, named)]
 
 
-def named_loggers(run: Path, named: Sequence[Mapping[str, Any]]) -> list[Logger]:
-    """The loggers that the user names; a ``save_dir`` left at its default is below the run's."""
-    return [_build(each, run) for each in named]
-
-
-def _build(logger: Mapping[str, Any], run: Path) -> Logger:
-    cls = pkgutil.resolve_name(logger["class_path"])
-    arguments = {**logger.get("init_args", {}), **logger.get("dict_kwargs", {})}
-    save_dir = inspect.signature(cls).parameters.get("save_dir")
-    if save_dir is not None and arguments.get("save_dir", save_dir.default) == save_dir.default:
-        arguments["save_dir"] = str(run / (save_dir.default or ""))
-    try:
-        built: Logger = cls(**arguments)
-    except Exception as error:  # of the service behind it
-        raise ValueError(f"{cls.__name__} cannot start: {error}") from error
-    return built
+def named_loggers(run: Path, named: Named) -> list[Logger]:
+    """Build the user's loggers; a ``save_dir`` left at its default is below the run's folder."""
+    loggers = []
+    for logger in named:
+        cls = pkgutil.resolve_name(logger["class_path"])
+        arguments = {**logger.get("init_args", {}), **logger.get("dict_kwargs", {})}
+        save_dir = inspect.signature(cls).parameters.get("save_dir")
+        if save_dir is not None and arguments.get("save_dir", save_dir.default) == save_dir.default:
+            arguments["save_dir"] = str(run / (save_dir.default or ""))
+        try:
+            loggers.append(cls(**arguments))
+        except Exception as error:  # of the service behind it
+            raise ValueError(f"{cls.__name__} cannot start: {error}") from error
+    return loggers
 
 
 class RunCSVLogger(Logger):
@@ -54,16 +55,12 @@ class RunCSVLogger(Logger):
     file, which takes its place.
 
     Args:
-        save_dir: Folder of an experiment.
-        name: Folder in it, of a method.
-        version: Folder in that, of the run.
+        run: Folder of the run.
     """
 
-    def __init__(self, save_dir: Path | str, name: str | None, version: int | str) -> None:
+    def __init__(self, run: Path) -> None:
         super().__init__()
-        self._name, self._version = name, version
-        folder = version if isinstance(version, str) else f"version_{version}"
-        self._path = Path(save_dir, name or "", folder, "metrics.csv")
+        self._path = run / "metrics.csv"
         self._columns: list[str] = []
         self._rows: int | None = None  # unknown until the file is read
 
@@ -71,18 +68,18 @@ class RunCSVLogger(Logger):
     def rows(self) -> int:
         """Rows in the file."""
         if self._rows is None:
-            self.go_on(math.inf)
+            self.rewind(math.inf)
         return self._rows or 0
 
     @property
-    def name(self) -> str | None:
-        """Folder of a method."""
-        return self._name
+    def name(self) -> str:
+        """Folder of the method."""
+        return self._path.parent.parent.name
 
     @property
-    def version(self) -> int | str:
-        """Number or folder of the run."""
-        return self._version
+    def version(self) -> str:
+        """Folder of the run."""
+        return self._path.parent.name
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
@@ -103,7 +100,7 @@ class RunCSVLogger(Logger):
         self._rows = count + 1
 
     @rank_zero_only
-    def go_on(self, step: float, rows: int | None = None) -> None:
+    def rewind(self, step: float, rows: int | None = None) -> None:
         """Drop the rows that a resumed run will log again.
 
         Args:
@@ -125,26 +122,4 @@ class RunCSVLogger(Logger):
         writer = csv.DictWriter(text, self._columns)
         writer.writeheader()
         writer.writerows(rows)
-        if self._path.is_file():
-            write_atomically(self._path, lambda file: file.write(text.getvalue().encode()))
-        else:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(text.getvalue(), newline="")
-
-
-class RunTensorBoardLogger(TensorBoardLogger):
-    """Has TensorBoard hide what an interrupted run has logged again."""
-
-    @rank_zero_only
-    def go_on(self, step: int, rows: int | None = None) -> None:
-        """Hide the points of this step and later ones, as ``purge_step`` does.
-
-        ``purge_step`` itself is needed before Lightning reads the checkpoint.
-        """
-        from tensorboard.compat.proto.event_pb2 import (  # type: ignore[import-untyped]
-            Event,
-            SessionLog,
-        )
-
-        start = SessionLog(status=SessionLog.START)
-        self.experiment.file_writer.add_event(Event(session_log=start), step)
+        write_atomically(self._path, lambda file: file.write(text.getvalue().encode()))

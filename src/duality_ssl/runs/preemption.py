@@ -23,25 +23,18 @@ EXIT_CODE = 75
 _SIGNALS = [number for number in signal.Signals if number.name in ("SIGTERM", "SIGUSR1")]
 # two signals within this are one: a launcher forwards what the scheduler has sent to all processes
 _ECHO_SECONDS = 1.0
-_RECEIVED = (
-    "finishing the running step and writing a checkpoint, then the process ends; "
-    "another signal ends it at once."
-)
+_RECEIVED = "finishing the step and writing a checkpoint; another signal ends the process at once."
 
 
 class Preemption(Callback):
     """On SIGTERM or SIGUSR1 finishes the running step, writes ``last.ckpt`` and exits with code 75.
 
-    A signal during set-up ends the fit at once, as nothing is lost; one during validation waits for
-    its end. A second signal, a second or more after the first, ends the process at once.
-
-    With several processes it is enough that one gets the signal: they ask each other every few
-    steps and stop at the same one. If Lightning started the processes, the code of the first one is
-    the job's.
-
-    Under SLURM with ``SLURMEnvironment(auto_requeue=True)``, Lightning's default under ``srun``,
-    SIGUSR1 requeues the job after the checkpoint. This replaces Lightning's own handler, which
-    writes in the middle of a step, into the folder that all runs share.
+    A signal during set-up ends the fit at once; one during validation waits for its end. A second
+    signal, a second or more after the first, ends the process at once. With several processes it
+    is enough that one gets the signal: they ask each other every few steps and stop at the same
+    one. Under SLURM with ``SLURMEnvironment(auto_requeue=True)``, Lightning's default under
+    ``srun``, SIGUSR1 requeues the job after the checkpoint. This replaces Lightning's own handler,
+    which writes in the middle of a step.
 
     Args:
         every_n_steps: Optimizer steps between two times that several processes ask each other.
@@ -59,7 +52,7 @@ class Preemption(Callback):
         self._former: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen from here on; until training starts, a signal ends the process."""
+        """Listen; until training starts, a signal ends the process."""
         self._starting, self._received = trainer, {}
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             self._former = {number: signal.getsignal(number) for number in _SIGNALS}
@@ -86,25 +79,18 @@ class Preemption(Callback):
         if step and not rest and (world_size() == 1 or step % self.every_n_steps == 0):
             self._stop_if_signalled(trainer)
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def teardown(self, *args: Any, **kwargs: Any) -> None:
         """Restore the former handlers."""
-        self._restore()
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former = {}
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Restore the former handlers."""
-        self._restore()
+    on_exception = teardown
 
     def _listen(self, trainer: Trainer) -> None:
         for number in self._former:
             signal.signal(number, self._receive)
         restore_at_teardown(trainer, self._former)
-
-    def _restore(self) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-        self._former = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._starting is not None:

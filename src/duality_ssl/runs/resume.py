@@ -1,6 +1,6 @@
 """What a fit resumes: decided here, before anything is built, however it was asked for."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,6 @@ from duality_ssl.runs.folder import (
     Checkpoint,
     last_checkpoint,
     newest_checkpoint,
-    one_before,
     read_checkpoint,
     run_of,
     runs_folder,
@@ -148,12 +147,7 @@ def _resume_run(
 def find_checkpoint(given: str, folder: Callable[[], Path] | None = None) -> Path:
     """The checkpoint that a path names; the last one if it is the folder of a run.
 
-    Args:
-        given: The path, or ``"last"`` where ``folder`` is given.
-        folder: Finds the runs of an experiment and method.
-
-    Raises:
-        FileNotFoundError: If there is none.
+    ``"last"`` is the newest in the ``folder`` of an experiment and method.
     """
     if given == LAST and folder is not None:
         checkpoints = map(last_checkpoint, reversed(versions(folder())))
@@ -165,11 +159,7 @@ def find_checkpoint(given: str, folder: Callable[[], Path] | None = None) -> Pat
             )
         return found
     path = Path(given)
-    checkpoint = last_checkpoint(path) if path.is_dir() else path
-    if not checkpoint.is_file():
-        remedy = one_before(checkpoint) or " Name a .ckpt file, or the folder of a run."
-        raise FileNotFoundError(f"There is no checkpoint {checkpoint}.{remedy}")
-    return checkpoint
+    return last_checkpoint(path) if path.is_dir() else path
 
 
 def contradictions(former: Options, options: Options) -> Changes:
@@ -182,11 +172,7 @@ def contradictions(former: Options, options: Options) -> Changes:
 
 
 def deciding_values(options: Options) -> Options:
-    """The options that decide the result of a fit, by their names on the command line.
-
-    They are the method with its optimizer and schedule, the data but for how they are loaded, the
-    seed, the precision and the clipping of gradients.
-    """
+    """The options that decide the result of a fit, by their names on the command line."""
     values = {
         name: value
         for name, value in options.items()
@@ -226,18 +212,16 @@ def _folder(options: Options) -> Path | None:
 
 def flatten(options: Mapping[str, Any], above: str = "") -> Options:
     """Options by their dotted names on the command line, which have no ``init_args``."""
-    return dict(_flat(options, above))
-
-
-def _flat(options: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
+    flat: Options = {}
     for key, value in options.items():
         name = above if key == "init_args" else f"{above}.{key}".lstrip(".")
         if isinstance(value, Mapping):
-            yield from _flat(value, name)
+            flat |= flatten(value, name)
         else:
             value = list(value) if isinstance(value, tuple) else value
             plain = isinstance(value, int | float | str | list | None)
-            yield name, value if plain else str(value)  # as in a config
+            flat[name] = value if plain else str(value)  # as in a config
+    return flat
 
 
 def _changes(former: Options, options: Options) -> Changes:
