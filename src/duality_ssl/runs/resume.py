@@ -101,7 +101,8 @@ def _resume_last(
     load: Callable[[Path], Options | None], merge: Callable[[Options | None], Options]
 ) -> Resume:
     folder = runs_folder(flatten(merge(None)))
-    said: Options = {}  # what the user is known to say, which spares the merging of most runs
+    # what the options are known to change: runs that differ in it are skipped without merging
+    known: Options = {}
     note = ""
     for run in reversed(versions(folder)):
         config = load(run)
@@ -109,7 +110,7 @@ def _resume_last(
             continue
         former = flatten(config)
         values = deciding_values(former)
-        if any(values.get(name) != value for name, value in said.items()):
+        if any(values.get(name) != value for name, value in known.items()):
             continue
         options = flatten(merge(config))
         changes = contradictions(former, options)
@@ -119,7 +120,7 @@ def _resume_last(
                 # written in the last step, before its end: a fit from it would not reach that end
                 newest = newest_checkpoint(run, but=newest.path)
             return _resume_run(run, newest, former, options)
-        said |= {name: now for name, (_, now) in changes.items() if name != "global batch"}
+        known |= {name: now for name, (_, now) in changes.items() if name != "global batch"}
         note = note or f"Start a new version in {folder}: {run.name} had {_listed(changes)}."
     return Resume(note=note)
 

@@ -108,7 +108,7 @@ def grayscale(images: Tensor, drawn: Tensor) -> Tensor:
 
 
 def solarize(images: Tensor, drawn: Tensor) -> Tensor:
-    """Invert the values of one half and more of the drawn images.
+    """Invert every value of at least 0.5 in the drawn images.
 
     The threshold 0.5 is BYOL's; torchvision and PIL say 128 of 255, which is the same for 8-bit
     values. A value of at least one half is at least its inverse.

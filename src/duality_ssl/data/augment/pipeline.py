@@ -43,7 +43,7 @@ class Augmentation:
         cropped: bool = False,
         group: Group = SINGLE,
     ) -> Tensor:
-        """Draw for the batch of all processes, and apply what is drawn for this one's images.
+        """Draw parameters for the global batch; apply those of this process's images.
 
         Args:
             images: This process's images, as for `apply`.

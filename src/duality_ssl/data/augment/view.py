@@ -45,7 +45,7 @@ class View:
     sigma: tuple[float, float] = (0.1, 2.0)
     """Smallest and largest standard deviation of the blur, in pixels."""
     solarize: float = 0.0
-    """Probability of inverting all values of one half and more."""
+    """Probability of solarizing: values of at least 0.5 are inverted."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
