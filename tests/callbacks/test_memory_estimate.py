@@ -98,7 +98,7 @@ def test_estimate_of_the_papers_projector() -> None:
     assert need.weights == 3 * 4 * need.parameters
     assert need.activations == 2 * 256 * 5 * 8192 * 4
     assert need.criterion == 4 * (3 * 2 * 256 * 8192 + 256**2)
-    spread = estimate(projector, criteria.VICReg(), 256, processes=4, activation_bytes=2)
+    spread = estimate(projector, criteria.VICReg(), 256, world_size=4, activation_bytes=2)
     assert spread.weights == 18 * need.parameters  # buckets of gradients, weights in half precision
     assert spread.activations == need.activations // 2
     embeddings = 2 * 1024 * 8192

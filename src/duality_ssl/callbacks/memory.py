@@ -1,4 +1,4 @@
-"""What projector and criterion will take of the device's memory, said before the first step."""
+"""Estimate the memory that projector and criterion need, before the first step."""
 
 import os
 from pathlib import Path
@@ -13,20 +13,20 @@ from duality_ssl.criteria import Criterion
 
 
 class Estimate(NamedTuple):
-    """Bytes at the fullest moment of a training step, the end of the forward pass."""
+    """Bytes at the peak of a training step, the end of the forward pass."""
 
     parameters: int
     """Numbers in the projector's weights."""
     weights: int
-    """Weights, gradients and optimiser state of the projector."""
+    """Weights, gradients and optimizer state of the projector."""
     activations: int
     """What the projector keeps of both views for the backward pass."""
     criterion: int
-    """Gathered embeddings and what the criterion makes of them."""
+    """Gathered embeddings and what the criterion computes from them."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of weights, activations and criterion."""
         return self.weights + self.activations + self.criterion
 
 
@@ -35,7 +35,7 @@ def estimate(
     criterion: Criterion,
     batch_size: int,
     *,
-    processes: int = 1,
+    world_size: int = 1,
     activation_bytes: int = 4,
     state_tensors: int = 1,
 ) -> Estimate:
@@ -47,19 +47,19 @@ def estimate(
     them, count once more.
 
     Args:
-        projector: Linear layers and what is between them, in order.
+        projector: Linear layers, in order, and the layers between them.
         criterion: The criterion.
         batch_size: Images of one process, B.
-        processes: How many processes' embeddings the criterion sees.
+        world_size: Number of processes that share the batch.
         activation_bytes: Bytes of a number in the projector's activations.
-        state_tensors: Tensors that the optimiser keeps for each of weights.
+        state_tensors: Tensors that the optimizer keeps for each weight.
     """
     parameters = list(projector.parameters())
     count = sum(p.numel() for p in parameters)
     number = max((p.element_size() for p in parameters), default=4)
     cast = activation_bytes < number
-    # several processes: the buckets in which gradients travel are as large again
-    copies = 2 + state_tensors + (processes > 1)
+    # distributed data parallel sends gradients in buckets, another copy of them
+    copies = 2 + state_tensors + (world_size > 1)
     weights = count * (number * copies + (activation_bytes if cast else 0))
 
     linears = [layer for layer in projector.modules() if isinstance(layer, nn.Linear)]
@@ -67,17 +67,17 @@ def estimate(
     *hidden, d = widths
     activations = 2 * batch_size * (2 * sum(hidden) + d) * activation_bytes
 
-    n = batch_size * processes
+    n = batch_size * world_size
     embeddings = 2 * n * d
     full = max(4, activation_bytes)  # criteria compute in float32 at least
     extra = full * criterion.memory(n, d)
     extra += full * embeddings * (activation_bytes < full)
-    extra += activation_bytes * embeddings * (processes > 1)
+    extra += activation_bytes * embeddings * (world_size > 1)
     return Estimate(count, weights, activations, extra)
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on a device; None where nobody says."""
+    """Return the free bytes of a device; None where the system does not tell."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -92,14 +92,14 @@ def free_memory(device: torch.device) -> int | None:
 
 
 class MemoryEstimate(Callback):
-    """Says before the first step what projector and criterion will take of the memory.
+    """Logs before the first step how much memory projector and criterion need.
 
-    A line, or a warning that names the setting to change where it is more than the device has free.
-    The backbone is not counted.
+    Warns if this is more than the device has free, and names the setting to change. The backbone is
+    not counted.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Estimate, compare, say."""
+        """Estimate the memory, compare it with what is free, and log it."""
         module: Any = pl_module
         batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
         if batch_size is None or not isinstance(getattr(module, "projector", None), nn.Module):
@@ -110,7 +110,7 @@ class MemoryEstimate(Callback):
             module.projector,
             module.criterion,
             batch_size,
-            processes=trainer.world_size,
+            world_size=trainer.world_size,
             activation_bytes=_activation_bytes(str(trainer.precision)),
             state_tensors=state,
         )
