@@ -98,7 +98,7 @@ def _whole(data: FileDataset, request: BatchRequest) -> torch.Tensor:
         if request.seed is None:
             parts = [image.resize(side, Image.Resampling.BILINEAR, _edges(*boxes(*image.size)))]
         else:
-            drawn = data._boxes(*image.size, index, request.epoch)
+            drawn = data.draw_crops(*image.size, index, request.epoch)
             crops = [image.crop(tuple(map(int, _edges(box)))) for box in drawn]
             parts = [crop.resize(side, Image.Resampling.BILINEAR) for crop in crops]
         rows += [torch.from_numpy(np.array(part)).permute(2, 0, 1) for part in parts]

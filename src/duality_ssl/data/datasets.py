@@ -207,14 +207,16 @@ class FileDataset(Dataset[Batch | BadImageError]):
     def _read(self, path: Path, index: int, request: BatchRequest) -> list[Tensor]:
         if request.seed is None:
             return read_crops(path, self.image_size, centre_box(self.image_size), beyond=True)
+        return read_crops(
+            path, self.image_size, lambda w, h: self.draw_crops(w, h, index, request.epoch)
+        )
 
-        def boxes_of(width: int, height: int) -> list[Box]:
-            boxes, size = [], (height, width)
-            for number, view in enumerate(self.views):
-                seed = derive_seed(CROP, self.seed, request.epoch, index, number)
-                generator = torch.Generator().manual_seed(seed)
-                top, left, h, w = draw_boxes(1, size, view.scale, view.ratio, generator)[0].tolist()
-                boxes.append(Box(left, top, w, h))
-            return boxes
-
-        return read_crops(path, self.image_size, boxes_of)
+    def draw_crops(self, width: int, height: int, index: int, epoch: int) -> list[Box]:
+        """Draw one random box per view for an image of this size."""
+        boxes, size = [], (height, width)
+        for number, view in enumerate(self.views):
+            seed = derive_seed(CROP, self.seed, epoch, index, number)
+            generator = torch.Generator().manual_seed(seed)
+            top, left, h, w = draw_boxes(1, size, view.scale, view.ratio, generator)[0].tolist()
+            boxes.append(Box(left, top, w, h))
+        return boxes
