@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,28 @@ def test_versions_are_sorted_by_their_number(tmp_path: Path) -> None:
     for name in ("version_2", "version_10", "version_9", "version_x", "version_11_copy", "other"):
         (tmp_path / name).mkdir()
     assert [run.name for run in versions(tmp_path)] == ["version_2", "version_9", "version_10"]
-    assert claim_version(tmp_path).name == "version_11"
+    (tmp_path / "version_10/config.yaml").touch()
+    with ExitStack() as held:
+        assert claim_version(tmp_path, held).name == "version_11"
+
+
+def test_folder_of_a_fit_that_was_killed_at_once_is_claimed_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        with ExitStack() as held:
+            assert claim_version(tmp_path, held).name == "version_0"
 
 
 def test_two_fits_that_start_at_once_get_two_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("duality_ssl.runs.folder.versions", lambda folder: [])
-    assert claim_version(tmp_path / "a/b").name == "version_0"
-    assert claim_version(tmp_path / "a/b").name == "version_1"
+    def lock(run: Path) -> AbstractContextManager[None]:
+        if run.name == "version_0":
+            raise ValueError("another process has it")
+        return nullcontext()
+
+    monkeypatch.setattr("duality_ssl.runs.folder.lock_run", lock)
+    with ExitStack() as held:
+        assert claim_version(tmp_path / "a/b", held).name == "version_1"
 
 
 @pytest.mark.parametrize(

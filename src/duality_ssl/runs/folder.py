@@ -1,10 +1,11 @@
 """Folders of runs: where a run is, which of its checkpoints can be read, and who writes to it."""
 
+import itertools
 import re
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,17 +60,21 @@ def _number(run: Path) -> int:
     return int(run.name.removeprefix("version_"))
 
 
-def claim_version(folder: Path) -> Path:
-    """Create the next ``version_N``; no two processes get the same one."""
-    number = max(map(_number, versions(folder)), default=-1) + 1
-    while True:
+def claim_version(folder: Path, held: ExitStack) -> Path:
+    """Create and lock the next ``version_N``; no two processes get the same one.
+
+    A folder without ``config.yaml`` is free: a fit was killed as soon as it had created it.
+    """
+    taken = [_number(run) for run in versions(folder) if (run / CONFIG).is_file()]
+    for number in itertools.count(max(taken, default=-1) + 1):
         run = folder / f"version_{number}"
-        try:
-            run.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-        else:
-            return run
+        run.mkdir(parents=True, exist_ok=True)
+        with suppress(ValueError), ExitStack() as lock:  # another process may have it
+            lock.enter_context(lock_run(run))
+            if not (run / CONFIG).is_file():
+                held.push(lock.pop_all())
+                break
+    return run
 
 
 def run_of(checkpoint: Path) -> Path:
@@ -210,8 +215,9 @@ class RunFolder(Callback):
     on_exception = teardown
 
     def _prepare(self) -> Path:
-        run = self._run or claim_version(self._folder)
-        self._held.enter_context(lock_run(run))
+        run = self._run or claim_version(self._folder, self._held)
+        if self._run:
+            self._held.enter_context(lock_run(run))
         for folder in (run, run / _FOLDER):
             remove_temporary(folder)
         path = run / CONFIG
