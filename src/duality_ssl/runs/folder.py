@@ -69,11 +69,11 @@ def claim_version(folder: Path, held: ExitStack) -> Path:
     for number in itertools.count(max(taken, default=-1) + 1):
         run = folder / f"version_{number}"
         run.mkdir(parents=True, exist_ok=True)
-        with suppress(ValueError), ExitStack() as lock:  # another process may have it
-            lock.enter_context(lock_run(run))
+        with suppress(ValueError):  # another process may have it
+            held.enter_context(lock_run(run))
             if not (run / CONFIG).is_file():
-                held.push(lock.pop_all())
                 break
+            held.close()
     return run
 
 
@@ -98,15 +98,19 @@ def newest_checkpoint(run: Path, but: Path | None = None) -> Checkpoint | None:
     for path in sorted((run / _FOLDER).glob("*.ckpt")):
         if path != but and path.is_file():
             try:
-                found.append(_read(path, _OF_FIT))
+                found.append(_progress(path, _OF_FIT))
             except ValueError as error:
                 rank_zero_warn(f"{error} It is skipped.")
     # of two at one step, best.ckpt was written first: its validation had not ended
-    return max(
-        found,
-        key=lambda c: (c.step, c.epochs, c.path.stem != "best", c.path.stem == "last"),
-        default=None,
-    )
+    found.sort(key=lambda c: (c.step, c.epochs, c.path.stem != "best", c.path.stem == "last"))
+    for checkpoint in reversed(found):  # checksums are of the whole file: only as far as needed
+        try:
+            _check_whole(checkpoint.path)
+        except ValueError as error:
+            rank_zero_warn(f"{error} It is skipped.")
+        else:
+            return checkpoint
+    return None
 
 
 def read_checkpoint(path: Path, of_fit: bool = True) -> Checkpoint:
@@ -122,7 +126,8 @@ def read_checkpoint(path: Path, of_fit: bool = True) -> Checkpoint:
     try:
         if not path.is_file():
             raise FileNotFoundError(f"There is no checkpoint {path}.")
-        return _read(path, _OF_FIT if of_fit else {"state_dict"})
+        _check_whole(path)
+        return _progress(path, _OF_FIT if of_fit else {"state_dict"})
     except (FileNotFoundError, ValueError) as error:
         hint = "" if path.is_file() else " Name a .ckpt file, or the folder of a run."
         if other := newest_checkpoint(run_of(path), but=path.absolute()):
@@ -130,18 +135,29 @@ def read_checkpoint(path: Path, of_fit: bool = True) -> Checkpoint:
         raise type(error)(f"{error}{hint}") from error
 
 
-def _read(path: Path, needed: set[str]) -> Checkpoint:
+def _check_whole(path: Path) -> None:
+    """Compare the file with its checksums, which loading does not do."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # loading compares no checksums
+            damaged = archive.testzip()
     except Exception as error:  # a damaged file can fail in any way
-        raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) cannot be read as a checkpoint: it is "
-            "truncated, or a different kind of file."
-        ) from error
+        raise _not_readable(path) from error
     if damaged:
         raise ValueError(f"{path} is damaged: the checksum of {damaged} is wrong.")
+
+
+def _not_readable(path: Path) -> ValueError:
+    return ValueError(
+        f"{path} ({path.stat().st_size:,} bytes) cannot be read as a checkpoint: it is "
+        "truncated, or a different kind of file."
+    )
+
+
+def _progress(path: Path, needed: set[str]) -> Checkpoint:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged file can fail in any way
+        raise _not_readable(path) from error
     lacking = needed - content.keys() if isinstance(content, dict) else needed
     if lacking:
         names = ", ".join(sorted(lacking))
