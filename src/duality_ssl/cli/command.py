@@ -26,6 +26,7 @@ from duality_ssl import callbacks
 from duality_ssl.callbacks.memory import MemoryEstimate
 from duality_ssl.cli.config_files import CommandLine
 from duality_ssl.cli.messages import explain, no_method, options_of, refuse, sentence_of, subclasses
+from duality_ssl.cli.tools import TOOLS, run_tool
 from duality_ssl.data import SSLDataModule, create_source
 from duality_ssl.methods import JointEmbedding
 from duality_ssl.methods.strategy import check_strategy
@@ -333,9 +334,12 @@ def main(args: Sequence[str] | None = None) -> None:
     A mistake ends in one sentence and exit code 2, a fit that the guard stops in exit code 3.
     """
     _quiet()
+    words = sys.argv[1:] if args is None else args
     try:
+        if words[:1] and words[0] in TOOLS:
+            return run_tool(words)
         with imports_as_before():
-            Command(CommandLine(sys.argv[1:] if args is None else args))
+            Command(CommandLine(words))
     except Exception as error:
         sentence = sentence_of(error)
         if sentence is None or _debugging():
