@@ -32,6 +32,7 @@ from helpers.pages import BLOCKS, PAGES, ROOT, Block, commands, prose
 from PIL import Image
 
 from duality_ssl.cli import main
+from duality_ssl.cli.tools import TOOLS
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 RUN = Path("runs/digits/VICReg/version_0")
@@ -47,7 +48,8 @@ PARSED_ONLY = {"--help", "--model.help", "--print_config"}
 LONG = {
     text: words
     for text, words in COMMANDS.items()
-    if words[0] == "duality-ssl" and text not in IN_README and not PARSED_ONLY & {*words}
+    if words[0] == "duality-ssl" and words[1] not in TOOLS
+    if text not in IN_README and not PARSED_ONLY & {*words}
 }
 
 
@@ -130,6 +132,8 @@ def shortened(words: Sequence[str]) -> list[str]:
 
 def run(words: Sequence[str]) -> None:
     """Run a command of duality-ssl and check that it writes its files."""
+    if words[0] == "sweep":
+        return main([*words, "--dry-run"])
     if PARSED_ONLY & set(words):
         return exits_well(words)
     if out_of_reach(words):
