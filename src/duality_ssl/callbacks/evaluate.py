@@ -6,10 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from duality_ssl.callbacks.outputs import OutputStore, output_path
-from duality_ssl.evaluation import Settings, evaluate
+from duality_ssl.data import SSLDataModule
+from duality_ssl.evaluation import (
+    OF_NETWORK,
+    Settings,
+    check_protocols,
+    evaluate,
+    evaluate_network,
+)
 from duality_ssl.files import write_atomically
 
 _PRINTED = ("linear_top1", "knn_top1", "few_label_top1", "rankme")
@@ -19,23 +26,28 @@ class OfflineEvaluation(Callback):
     """Evaluates frozen features when ``trainer.test`` ends and writes ``evaluation.json``.
 
     Test loader 0 is the training set, un-augmented, loader 1 the validation set. The first process
-    gathers all features, runs :func:`duality_ssl.evaluation.evaluate`, logs ``test/linear_top1``,
-    ``test/knn_top1``, ``test/few_label_top1``, ``test/few_label_std``, ``test/rankme`` (validation
-    embeddings, or features if the step returns none) and ``test/rankme_features`` (accuracies as
-    fractions), and writes them, with the sizes of the sets and the settings, beside the checkpoint
-    (in the run's folder without one): ``evaluation.json`` for ``last.ckpt``,
-    ``evaluation-best.json`` for ``best.ckpt``. Without labels, or with one class, only the ranks
-    are logged and written.
+    gathers all features, runs :func:`duality_ssl.evaluation.evaluate`, logs each number of its
+    result as ``test/NAME`` (``test/linear_top1``; accuracies as fractions), and writes the result,
+    with the sizes of the sets and the settings, beside the checkpoint (in the run's folder without
+    one): ``evaluation.json`` for ``last.ckpt``, ``evaluation-best.json`` for ``best.ckpt``. Without
+    labels, or with one class, only label-free measures are logged and written.
+
+    The protocols that need images as well as features
+    (:func:`duality_ssl.evaluation.evaluate_network`) run if the data module is an
+    :class:`~duality_ssl.data.SSLDataModule` and the test has one process, and are left out with a
+    warning otherwise.
 
     Args:
         **settings: Fields of :class:`duality_ssl.evaluation.Settings`.
 
     Raises:
-        ValueError: If the data does not have the two test loaders, or features are not finite.
+        ValueError: If the data does not have the two test loaders, features are not finite, or
+            there is no such protocol.
     """
 
     def __init__(self, **settings: Any) -> None:
         self.settings = Settings(**settings)
+        check_protocols(self.settings)
         self._train: OutputStore
         self._val: OutputStore
 
@@ -77,9 +89,11 @@ class OfflineEvaluation(Callback):
             settings=self.settings,
             device=pl_module.device,
         )
+        results |= self._evaluate_network(trainer, pl_module)
         for name, value in results.items():
-            # nothing is synchronized, since the others have returned; this silences the advice
-            pl_module.log(f"test/{name}", value, rank_zero_only=True, sync_dist=True)
+            if isinstance(value, float):
+                # nothing is synchronized, since the others have returned; this silences the advice
+                pl_module.log(f"test/{name}", value, rank_zero_only=True, sync_dist=True)
         record = {
             **results,
             "method": type(pl_module).__name__,
@@ -89,7 +103,23 @@ class OfflineEvaluation(Callback):
             "num_features": train["features"].shape[1],
             "settings": asdict(self.settings),
         }
-        content = json.dumps(record, indent=2) + "\n"
+        # a line an entry: one a number would be a million lines for 1000 classes
+        lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in record.items())
+        content = "{\n" + ",\n".join(lines) + "\n}\n"
         write_atomically(path, lambda file: file.write(content.encode()))
         figures = (f"{name} {results[name]:.4g}" for name in _PRINTED if name in results)
         rank_zero_info(f"{', '.join(figures)}. Wrote {path}.")
+
+    def _evaluate_network(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        named = [name for name in self.settings.protocols if name in OF_NETWORK]
+        data = getattr(trainer, "datamodule", None)
+        if not named:
+            return {}
+        if not isinstance(data, SSLDataModule) or trainer.world_size > 1:
+            rank_zero_warn(
+                f"The protocols {', '.join(named)} are left out: they need an SSLDataModule and one "
+                "process (--trainer.devices 1)."
+            )
+            return {}
+        with trainer.precision_plugin.forward_context():
+            return evaluate_network(pl_module, data, self.settings)

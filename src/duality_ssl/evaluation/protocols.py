@@ -1,24 +1,65 @@
-"""All offline protocols on one set of frozen features.
+"""The offline protocols by name, and the functions that run those which the settings name.
 
-All accuracies are fractions in [0, 1], as torchmetrics logs them; tables print them in percent.
-Every protocol takes features and labels of the training set, then those of the validation set, and
-leaves out samples of label -1 (unlabelled).
+There are three kinds, each with a table and a signature of its own:
+
+- `LABELLED`: ``(sets, settings, device)``, of the features of a training and a validation set;
+- `LABEL_FREE`: ``(z, settings)``, of the rows of one matrix: run once on the validation embeddings,
+  and once on the validation features, where ``_features`` is added to each name;
+- `OF_NETWORK`: ``(network, data, settings)``, of images: ``network(images)`` are features ``(N,
+  F)``, and ``network.projector(features)`` embeddings ``(N, D)``. The network is on its device, in
+  eval mode and without gradients; it must be left as it was.
+
+A protocol returns a dictionary of floats, which may also hold one of arrays under ``arrays``:
+lists of at most 128 numbers. All accuracies are fractions in [0, 1], as torchmetrics logs them;
+tables print them in percent. Samples of label -1 (unlabelled) do not count in `LABELLED`.
 """
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from duality_ssl.evaluation.few_label import few_label_top1
-from duality_ssl.evaluation.knn import knn_top1
-from duality_ssl.evaluation.linear import linear_top1
-from duality_ssl.evaluation.sets import check_set, labelled_sets
+from duality_ssl.data import SSLDataModule
+from duality_ssl.evaluation.few_label import few_label, low_shot
+from duality_ssl.evaluation.knn import knn
+from duality_ssl.evaluation.linear import linear
+from duality_ssl.evaluation.sets import Device, LabelledSets, check_set, labelled_sets
 from duality_ssl.evaluation.settings import DEFAULTS, Settings
 from duality_ssl.functional import rankme
 
+Results = dict[str, Any]
+
 RANKME_SAMPLES = 25_600
 """Most samples that an effective rank is computed from, as in the paper of RankMe."""
+
+
+def ranks(z: Tensor, settings: Settings) -> Results:
+    """Effective rank, as ``rankme``."""
+    return {"rankme": effective_rank(z)}
+
+
+LABELLED: dict[str, Callable[[LabelledSets, Settings, Device], Results]] = {
+    "linear": linear,
+    "knn": knn,
+    "few_label": few_label,
+    "low_shot": low_shot,
+}
+LABEL_FREE: dict[str, Callable[[Tensor, Settings], Results]] = {
+    "ranks": ranks,
+}
+OF_NETWORK: dict[str, Callable[[nn.Module, SSLDataModule, Settings], Results]] = {}
+
+
+def check_protocols(settings: Settings) -> None:
+    """Raise ``ValueError`` if the settings name a protocol that does not exist."""
+    known = sorted({**LABELLED, **LABEL_FREE, **OF_NETWORK})
+    for name in settings.protocols:
+        if name not in known:
+            raise ValueError(
+                f"Expected `evaluation.protocols` to be among {', '.join(known)}, but got {name!r}."
+            )
 
 
 def evaluate(
@@ -29,12 +70,12 @@ def evaluate(
     *,
     val_embeddings: Tensor | None = None,
     settings: Settings = DEFAULTS,
-    device: torch.device | str | None = None,
-) -> dict[str, float]:
-    """Run every offline protocol on one set of frozen features.
+    device: Device = None,
+) -> Results:
+    """Run the named protocols on one set of frozen features, except those `OF_NETWORK`.
 
     If the training or the validation set has no labels, or the training set only one class, the
-    result holds the two ranks only, with a warning.
+    result holds that of the label-free protocols only, with a warning.
 
     Args:
         train_features: Features of the training set, of shape ``(N, F)``.
@@ -43,7 +84,7 @@ def evaluate(
         val_labels: Classes of shape ``(M,)``; -1 is unlabelled.
         val_embeddings: Projector outputs of the validation set, of shape ``(M, D)``; by default the
             features, for those without a projector (pixels).
-        settings: Options of the protocols.
+        settings: Options of the protocols, and which to run.
         device: Device of the k-NN; by default that of the validation set.
 
     Returns:
@@ -52,31 +93,48 @@ def evaluate(
         ``rankme_features``, that of the validation features.
 
     Raises:
-        ValueError: If shapes do not match, or a feature is NaN or infinite.
+        ValueError: If shapes do not match, a feature is NaN or infinite, or there is no such
+            protocol.
     """
+    check_protocols(settings)
     check_set(train_features, train_labels, "train")
     check_set(val_features, val_labels, "val")
-    ranks = {
-        "rankme": effective_rank(val_features if val_embeddings is None else val_embeddings),
-        "rankme_features": effective_rank(val_features),
-    }
-    if (train_labels < 0).all() or (val_labels < 0).all():
-        return _only(ranks, "The training or the validation set has no labels", "labelled set")
-    sets = labelled_sets(train_features, train_labels, val_features, val_labels)
-    first = int(sets.train_labels[0])
-    if (sets.train_labels == first).all():
-        why = f"All {len(sets.train)} labelled training samples are of one class, {first}"
-        return _only(ranks, why, "labelled set of more classes")
-    few, spread = few_label_top1(
-        *sets, per_class=settings.labels_per_class, draws=settings.few_label_draws
-    )
-    return {
-        "linear_top1": linear_top1(*sets, max_samples=settings.max_linear_samples),
-        "knn_top1": knn_top1(*sets, k=settings.k, temperature=settings.temperature, device=device),
-        "few_label_top1": few,
-        "few_label_std": spread,
-        **ranks,
-    }
+    results: Results = {}
+    named = [LABELLED[name] for name in settings.protocols if name in LABELLED]
+    if named and (why := _unusable(train_labels, val_labels)):
+        warnings.warn(
+            f"{why}: only label-free measures are computed. Set a labelled set of two or more "
+            "classes for evaluation (--data.probe_source, --data.probe_root) to get accuracies.",
+            stacklevel=2,
+        )
+    elif named:
+        sets = labelled_sets(train_features, train_labels, val_features, val_labels)
+        for protocol in named:
+            results |= protocol(sets, settings, device)
+    embeddings = val_features if val_embeddings is None else val_embeddings
+    for name in settings.protocols:
+        if name in LABEL_FREE:
+            _add(results, LABEL_FREE[name](embeddings, settings), "")
+            _add(results, LABEL_FREE[name](val_features, settings), "_features")
+    return results
+
+
+def evaluate_network(network: nn.Module, data: SSLDataModule, settings: Settings) -> Results:
+    """Run the named protocols `OF_NETWORK` on the images of a data module, in one process."""
+    results: Results = {}
+    for name in settings.protocols:
+        if name in OF_NETWORK:
+            _add(results, OF_NETWORK[name](network, data, settings), "")
+    return results
+
+
+def _add(results: Results, found: Results, suffix: str) -> None:
+    """Add what a protocol found; arrays stand in one dictionary of all protocols."""
+    for name, value in found.items():
+        if name == "arrays":
+            _add(results.setdefault("arrays", {}), value, suffix)
+        else:
+            results[f"{name}{suffix}"] = value
 
 
 def effective_rank(features: Tensor, max_samples: int = RANKME_SAMPLES) -> float:
@@ -97,10 +155,12 @@ def effective_rank(features: Tensor, max_samples: int = RANKME_SAMPLES) -> float
     return rankme(features.float()).item()
 
 
-def _only(ranks: dict[str, float], why: str, needed: str) -> dict[str, float]:
-    warnings.warn(
-        f"{why}: only RankMe is computed. Set a {needed} for evaluation (--data.probe_source, "
-        "--data.probe_root) to get accuracies.",
-        stacklevel=3,
-    )
-    return ranks
+def _unusable(train_labels: Tensor, val_labels: Tensor) -> str:
+    """Why accuracies cannot be computed; empty if they can."""
+    classes = train_labels[train_labels >= 0].unique().tolist()
+    if not classes or (val_labels < 0).all():
+        return "The training or the validation set has no labels"
+    if len(classes) == 1:
+        count = int((train_labels >= 0).sum())
+        return f"All {count} labelled training samples are of one class, {classes[0]}"
+    return ""

@@ -2,23 +2,28 @@
 
 from dataclasses import dataclass
 
+QUICK = ("linear", "knn", "few_label", "ranks")
+"""Protocols that run unless others are named."""
+
 
 @dataclass(frozen=True)
 class Settings:
     """Options of the offline protocols, the same for every method.
 
     Args:
-        k: Neighbours that vote in the k-NN.
-        temperature: Temperature of the neighbours' votes.
-        max_linear_samples: Most training samples that the logistic regression is fitted on.
+        protocols: Names of the protocols to run, see `duality_ssl.evaluation.PROTOCOLS`.
+        k: Neighbors that vote in the k-NN; one number, or several for one search.
+        temperature: Temperature of the neighbors' votes.
+        max_linear_samples: Most training samples that a logistic regression is fitted on.
         labels_per_class: Labelled samples a class in the few-label protocol.
-        few_label_draws: Seeded draws that the few-label protocol averages over.
+        few_label_draws: Seeded draws that the protocols with few labels average over.
 
     Raises:
-        ValueError: If one of them is not positive.
+        ValueError: If a number is not positive, or a list is empty.
     """
 
-    k: int = 5
+    protocols: tuple[str, ...] = QUICK
+    k: int | tuple[int, ...] = 5
     temperature: float = 0.07
     max_linear_samples: int = 50_000
     labels_per_class: int = 5
@@ -27,8 +32,16 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse a number that no protocol can take, before features are computed."""
         for name, value in vars(self).items():
-            if not value > 0:
+            numbers = value if isinstance(value, tuple | list) else [value]
+            if not numbers:
+                raise ValueError(f"Expected `evaluation.{name}` to name at least one, got none.")
+            if not all(isinstance(number, str) or number > 0 for number in numbers):
                 raise ValueError(f"Expected `evaluation.{name}` to be above 0, but got {value}.")
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """The numbers of neighbors, without repetition."""
+        return tuple(dict.fromkeys([self.k] if isinstance(self.k, int) else self.k))
 
 
 DEFAULTS = Settings()
