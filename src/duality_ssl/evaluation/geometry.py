@@ -28,7 +28,7 @@ BINS = 64
 
 @torch.no_grad()
 @full_precision
-def geometry(z: Tensor) -> dict[str, Tensor]:
+def measure_geometry(z: Tensor) -> dict[str, Tensor]:
     r"""What supplements D, E and G of the paper measure.
 
     Rows of norm 1 are :math:`u_i`, their Gram matrix G; columns of norm 1 are :math:`v_j`; C is the
