@@ -5,18 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from duality_ssl.callbacks.outputs import OutputStore, output_path
 from duality_ssl.data import SSLDataModule
-from duality_ssl.evaluation import (
-    OF_NETWORK,
-    Settings,
-    check_protocols,
-    evaluate,
-    evaluate_network,
-)
+from duality_ssl.evaluation import OF_NETWORK, Settings, check_protocols, evaluate
 from duality_ssl.files import write_atomically
 
 _PRINTED = ("linear_top1", "knn_top1", "few_label_top1", "rankme")
@@ -32,9 +27,8 @@ class OfflineEvaluation(Callback):
     one): ``evaluation.json`` for ``last.ckpt``, ``evaluation-best.json`` for ``best.ckpt``. Without
     labels, or with one class, only label-free measures are logged and written.
 
-    The protocols that need images as well as features
-    (:func:`duality_ssl.evaluation.evaluate_network`) run if the data module is an
-    :class:`~duality_ssl.data.SSLDataModule` and the test has one process, and are left out with a
+    The protocols of `duality_ssl.evaluation.OF_NETWORK` need images as well as features. They run
+    if the data module is an `SSLDataModule` and the test has one process, and are left out with a
     warning otherwise.
 
     Args:
@@ -74,22 +68,28 @@ class OfflineEvaluation(Callback):
         """Keep the features of the set that this loader reads."""
         (self._train, self._val)[dataloader_idx].add(outputs, "test_step")
 
+    @torch.inference_mode(False)  # some protocols train on the features
+    @torch.no_grad()
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         train = self._train.gather(pl_module.device)
         val = self._val.gather(pl_module.device)
         path = output_path(trainer, "evaluation.json")
         if not trainer.is_global_zero:
             return
-        results = evaluate(
-            train["features"],
-            train["labels"],
-            val["features"],
-            val["labels"],
-            val_embeddings=val.get("embeddings"),
-            settings=self.settings,
-            device=pl_module.device,
-        )
-        results |= self._evaluate_network(trainer, pl_module)
+        data = self._images(trainer)
+        with trainer.precision_plugin.forward_context():
+            results = evaluate(
+                train["features"],
+                train["labels"],
+                val["features"],
+                val["labels"],
+                val_embeddings=val.get("embeddings"),
+                class_names=getattr(data, "class_names", None),
+                settings=self.settings,
+                device=pl_module.device,
+                network=pl_module,
+                data=data,
+            )
         for name, value in results.items():
             if isinstance(value, float):
                 # nothing is synchronized, since the others have returned; this silences the advice
@@ -110,16 +110,14 @@ class OfflineEvaluation(Callback):
         figures = (f"{name} {results[name]:.4g}" for name in _PRINTED if name in results)
         rank_zero_info(f"{', '.join(figures)}. Wrote {path}.")
 
-    def _evaluate_network(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        named = [name for name in self.settings.protocols if name in OF_NETWORK]
+    def _images(self, trainer: Trainer) -> SSLDataModule | None:
+        """The images for the protocols of the network; None, with a warning, if there are none."""
         data = getattr(trainer, "datamodule", None)
-        if not named:
-            return {}
-        if not isinstance(data, SSLDataModule) or trainer.world_size > 1:
+        if isinstance(data, SSLDataModule) and trainer.world_size == 1:
+            return data
+        if named := [name for name in self.settings.protocols if name in OF_NETWORK]:
             rank_zero_warn(
                 f"The protocols {', '.join(named)} are left out: they need an SSLDataModule and one "
                 "process (--trainer.devices 1)."
             )
-            return {}
-        with trainer.precision_plugin.forward_context():
-            return evaluate_network(pl_module, data, self.settings)
+        return None

@@ -11,7 +11,6 @@ from duality_ssl.evaluation.protocols import (
     check_protocols,
     effective_rank,
     evaluate,
-    evaluate_network,
 )
 from duality_ssl.evaluation.settings import QUICK, Settings
 
@@ -25,7 +24,6 @@ __all__ = [
     "check_protocols",
     "effective_rank",
     "evaluate",
-    "evaluate_network",
     "few_label_top1",
     "knn_top1",
     "knn_votes",

@@ -1,4 +1,4 @@
-"""The offline protocols by name, and the functions that run those which the settings name.
+"""The offline protocols by name, and the function that runs those which the settings name.
 
 There are three kinds, each with a table and a signature of its own:
 
@@ -6,16 +6,17 @@ There are three kinds, each with a table and a signature of its own:
 - `LABEL_FREE`: ``(z, settings)``, of the rows of one matrix: run once on the validation embeddings,
   and once on the validation features, where ``_features`` is added to each name;
 - `OF_NETWORK`: ``(network, data, settings)``, of images: ``network(images)`` are features ``(N,
-  F)``, and ``network.projector(features)`` embeddings ``(N, D)``. The network is on its device, in
-  eval mode and without gradients; it must be left as it was.
+  F)``, and ``network.projector(features)`` embeddings ``(N, D)``. The network is in eval mode, on
+  its device, under ``torch.no_grad()``; a protocol leaves it as it was.
 
-A protocol returns a dictionary of floats, which may also hold one of arrays under ``arrays``:
-lists of at most 128 numbers. All accuracies are fractions in [0, 1], as torchmetrics logs them;
-tables print them in percent. Samples of label -1 (unlabelled) do not count in `LABELLED`.
+A protocol returns a dictionary of floats. It may also hold nested entries, which are written but
+not logged; those under ``arrays``, lists of at most 128 numbers each, are joined with the arrays of
+other protocols. All accuracies are fractions in [0, 1], as torchmetrics logs them; tables print
+them in percent. Samples of label -1 (unlabelled) do not count in `LABELLED`.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ RANKME_SAMPLES = 25_600
 
 
 def ranks(z: Tensor, settings: Settings) -> Results:
-    """Effective rank, as ``rankme``."""
+    """Effective rank, ``rankme``."""
     return {"rankme": effective_rank(z)}
 
 
@@ -54,7 +55,7 @@ OF_NETWORK: dict[str, Callable[[nn.Module, SSLDataModule, Settings], Results]] =
 
 def check_protocols(settings: Settings) -> None:
     """Raise ``ValueError`` if the settings name a protocol that does not exist."""
-    known = sorted({**LABELLED, **LABEL_FREE, **OF_NETWORK})
+    known = [*LABELLED, *LABEL_FREE, *OF_NETWORK]
     for name in settings.protocols:
         if name not in known:
             raise ValueError(
@@ -69,13 +70,16 @@ def evaluate(
     val_labels: Tensor,
     *,
     val_embeddings: Tensor | None = None,
+    class_names: Sequence[str] | None = None,
     settings: Settings = DEFAULTS,
     device: Device = None,
+    network: nn.Module | None = None,
+    data: SSLDataModule | None = None,
 ) -> Results:
-    """Run the named protocols on one set of frozen features, except those `OF_NETWORK`.
+    """Run the protocols that the settings name on one set of frozen features.
 
     If the training or the validation set has no labels, or the training set only one class, the
-    result holds that of the label-free protocols only, with a warning.
+    result holds label-free measures only, with a warning.
 
     Args:
         train_features: Features of the training set, of shape ``(N, F)``.
@@ -84,12 +88,16 @@ def evaluate(
         val_labels: Classes of shape ``(M,)``; -1 is unlabelled.
         val_embeddings: Projector outputs of the validation set, of shape ``(M, D)``; by default the
             features, for those without a projector (pixels).
+        class_names: Names of the classes, for ``per_class``; by default their numbers.
         settings: Options of the protocols, and which to run.
-        device: Device of the k-NN; by default that of the validation set.
+        device: Device that computes; by default that of the features.
+        network: The frozen network, for the protocols `OF_NETWORK`; without it they are left out.
+        data: The images, for the same.
 
     Returns:
-        ``linear_top1``, ``knn_top1``, ``few_label_top1`` and ``few_label_std`` (the spread over the
-        draws) as fractions; ``rankme``, the effective rank of the validation embeddings, and
+        The results of all protocols; by default ``linear_top1``, ``linear_c``, ``per_class`` and
+        ``confusion``; ``knn_top1``; ``few_label_top1`` and ``few_label_std`` (the spread over the
+        draws); ``rankme``, the effective rank of the validation embeddings, and
         ``rankme_features``, that of the validation features.
 
     Raises:
@@ -99,42 +107,22 @@ def evaluate(
     check_protocols(settings)
     check_set(train_features, train_labels, "train")
     check_set(val_features, val_labels, "val")
-    results: Results = {}
-    named = [LABELLED[name] for name in settings.protocols if name in LABELLED]
-    if named and (why := _unusable(train_labels, val_labels)):
-        warnings.warn(
-            f"{why}: only label-free measures are computed. Set a labelled set of two or more "
-            "classes for evaluation (--data.probe_source, --data.probe_root) to get accuracies.",
-            stacklevel=2,
-        )
-    elif named:
-        sets = labelled_sets(train_features, train_labels, val_features, val_labels)
-        for protocol in named:
-            results |= protocol(sets, settings, device)
     embeddings = val_features if val_embeddings is None else val_embeddings
-    for name in settings.protocols:
-        if name in LABEL_FREE:
-            _add(results, LABEL_FREE[name](embeddings, settings), "")
-            _add(results, LABEL_FREE[name](val_features, settings), "_features")
-    return results
-
-
-def evaluate_network(network: nn.Module, data: SSLDataModule, settings: Settings) -> Results:
-    """Run the named protocols `OF_NETWORK` on the images of a data module, in one process."""
+    labelled = _labelled(train_labels, val_labels)
     results: Results = {}
     for name in settings.protocols:
-        if name in OF_NETWORK:
-            _add(results, OF_NETWORK[name](network, data, settings), "")
+        if name in LABELLED and labelled:
+            sets = labelled_sets(train_features, train_labels, val_features, val_labels)
+            _add(results, LABELLED[name](sets, settings, device))
+        elif name in LABEL_FREE:
+            _add(results, LABEL_FREE[name](embeddings, settings))
+            _add(results, LABEL_FREE[name](val_features, settings), suffix="_features")
+        elif name in OF_NETWORK and network is not None and data is not None:
+            _add(results, OF_NETWORK[name](network, data, settings))
+    if class_names is not None and "per_class" in results:
+        named = results["per_class"].items()
+        results["per_class"] = {class_names[int(number)]: value for number, value in named}
     return results
-
-
-def _add(results: Results, found: Results, suffix: str) -> None:
-    """Add what a protocol found; arrays stand in one dictionary of all protocols."""
-    for name, value in found.items():
-        if name == "arrays":
-            _add(results.setdefault("arrays", {}), value, suffix)
-        else:
-            results[f"{name}{suffix}"] = value
 
 
 def effective_rank(features: Tensor, max_samples: int = RANKME_SAMPLES) -> float:
@@ -155,12 +143,29 @@ def effective_rank(features: Tensor, max_samples: int = RANKME_SAMPLES) -> float
     return rankme(features.float()).item()
 
 
-def _unusable(train_labels: Tensor, val_labels: Tensor) -> str:
-    """Why accuracies cannot be computed; empty if they can."""
-    classes = train_labels[train_labels >= 0].unique().tolist()
-    if not classes or (val_labels < 0).all():
-        return "The training or the validation set has no labels"
-    if len(classes) == 1:
-        count = int((train_labels >= 0).sum())
-        return f"All {count} labelled training samples are of one class, {classes[0]}"
-    return ""
+def _labelled(train_labels: Tensor, val_labels: Tensor) -> bool:
+    """Whether accuracies can be computed; warn if they cannot."""
+    known = train_labels[train_labels >= 0]
+    classes = known.unique().tolist()
+    if len(classes) > 1 and (val_labels >= 0).any():
+        return True
+    why = (
+        f"All {len(known)} labelled training samples are of one class, {classes[0]}"
+        if len(classes) == 1 and (val_labels >= 0).any()
+        else "The training or the validation set has no labels"
+    )
+    warnings.warn(
+        f"{why}: only label-free measures are computed. Set a labelled set of two or more classes "
+        "for evaluation (--data.probe_source, --data.probe_root) to get accuracies.",
+        stacklevel=3,
+    )
+    return False
+
+
+def _add(results: Results, found: Results, suffix: str = "") -> None:
+    """Add what a protocol found; arrays are joined in one dictionary."""
+    for name, value in found.items():
+        if name == "arrays":
+            _add(results.setdefault("arrays", {}), value, suffix)
+        else:
+            results[f"{name}{suffix}"] = value
