@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from duality_ssl.callbacks.outputs import OutputStore, output_path
 from duality_ssl.data import SSLDataModule
-from duality_ssl.evaluation import OF_NETWORK, Settings, check_protocols, evaluate
+from duality_ssl.evaluation import OF_NETWORK, QUICK, Settings, check_protocols, evaluate
 from duality_ssl.files import write_atomically
 
 _PRINTED = ("linear_top1", "knn_top1", "few_label_top1", "rankme")
@@ -115,7 +115,8 @@ class OfflineEvaluation(Callback):
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, SSLDataModule) and trainer.world_size == 1:
             return data
-        if named := [name for name in self.settings.protocols if name in OF_NETWORK]:
+        asked_for = [name for name in self.settings.protocols if name not in QUICK]
+        if named := [name for name in asked_for if name in OF_NETWORK]:
             rank_zero_warn(
                 f"The protocols {', '.join(named)} are left out: they need an SSLDataModule and one "
                 "process (--trainer.devices 1)."

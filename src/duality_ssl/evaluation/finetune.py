@@ -35,7 +35,8 @@ def finetune(network: nn.Module, data: SSLDataModule, settings: Settings) -> dic
             it is.
         data: Data module, set up for a test.
         settings: See above, and ``finetune_fractions``: parts of the labelled training images to
-            learn from, in proportion over the classes and drawn by the seed.
+            learn from, in proportion over the classes, the same for every
+            network.
 
     Returns:
         ``finetune_top1`` for all labels (a fraction of 1), ``finetune_percent1_top1`` for one in a
@@ -58,11 +59,11 @@ def finetune(network: nn.Module, data: SSLDataModule, settings: Settings) -> dic
             f"{settings.finetune_fractions}."
         )
     device = next(network.parameters()).device
-    learn, val = (Passes(data, split, device, data.seed) for split in ("train", "val"))
+    learn, val = (Passes(data, split, device) for split in ("train", "val"))
     rows, results = labelled_rows(learn), {}
     for fraction in settings.finetune_fractions:
         count = max(2, round(fraction * len(rows)))
-        part = draw_subset(learn.labels[rows], count, data.seed).numpy()
+        part = draw_subset(learn.labels[rows], count, seed=0).numpy()
         percent = "" if fraction == 1 else f"_percent{100 * fraction:g}"
         with (
             torch.random.fork_rng([device] if device.type == "cuda" else []),  # of dropout
@@ -70,7 +71,7 @@ def finetune(network: nn.Module, data: SSLDataModule, settings: Settings) -> dic
             torch.enable_grad(),
             torch.autocast(device.type, enabled=False),
         ):
-            torch.manual_seed(data.seed)
+            torch.manual_seed(0)
             classifier = _trained(network, learn, rows[part], data, settings)
             accuracy = top1(lambda x: classifier(x.float()), val.plain(labelled_rows(val)))
         results[f"finetune{percent}_top1"] = accuracy.item()

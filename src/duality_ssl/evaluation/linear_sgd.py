@@ -44,10 +44,10 @@ def linear_sgd(network: nn.Module, data: SSLDataModule, settings: Settings) -> d
     https://arxiv.org/abs/2111.06377
     """
     weight = next(network.parameters())
-    learn, val = (Passes(data, split, weight.device, data.seed) for split in ("train", "val"))
+    learn, val = (Passes(data, split, weight.device) for split in ("train", "val"))
     rows = labelled_rows(learn)
     count = max(1, round(_HELD_OUT * len(rows)))
-    held_out = draw_subset(learn.labels[rows], count, data.seed).numpy()
+    held_out = draw_subset(learn.labels[rows], count, seed=0).numpy()
 
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:

@@ -24,10 +24,14 @@ from torch import Tensor, nn
 
 from duality_ssl.data import SSLDataModule
 from duality_ssl.evaluation.few_label import few_label, low_shot
+from duality_ssl.evaluation.finetune import finetune
 from duality_ssl.evaluation.knn import knn
+from duality_ssl.evaluation.label_free import evenly_spaced, geometry, spectrum
 from duality_ssl.evaluation.linear import linear
+from duality_ssl.evaluation.linear_sgd import linear_sgd
 from duality_ssl.evaluation.sets import Device, LabelledSets, check_set, labelled_sets
 from duality_ssl.evaluation.settings import DEFAULTS, Settings
+from duality_ssl.evaluation.views import views
 from duality_ssl.functional import rankme
 
 Results = dict[str, Any]
@@ -49,8 +53,14 @@ LABELLED: dict[str, Callable[[LabelledSets, Settings, Device], Results]] = {
 }
 LABEL_FREE: dict[str, Callable[[Tensor, Settings], Results]] = {
     "ranks": ranks,
+    "spectrum": spectrum,
+    "geometry": geometry,
 }
-OF_NETWORK: dict[str, Callable[[nn.Module, SSLDataModule, Settings], Results]] = {}
+OF_NETWORK: dict[str, Callable[[nn.Module, SSLDataModule, Settings], Results]] = {
+    "views": views,
+    "linear_sgd": linear_sgd,
+    "finetune": finetune,
+}
 
 
 def check_protocols(settings: Settings) -> None:
@@ -137,10 +147,7 @@ def effective_rank(features: Tensor, max_samples: int = RANKME_SAMPLES) -> float
 
     Reference: Garrido et al., RankMe, ICML 2023, https://arxiv.org/abs/2210.02885
     """
-    if len(features) > max_samples:
-        rows = torch.linspace(0, len(features) - 1, max_samples, dtype=torch.float64).round().long()
-        features = features[rows.to(features.device)]
-    return rankme(features.float()).item()
+    return rankme(evenly_spaced(features, max_samples).float()).item()
 
 
 def _labelled(train_labels: Tensor, val_labels: Tensor) -> bool:

@@ -23,8 +23,8 @@ _BATCH = 256
 def views(network: nn.Module, data: SSLDataModule, settings: Settings) -> dict[str, Any]:
     """LiDAR, alignment and uniformity of augmented training images.
 
-    The views are those of pretraining, drawn with a seed of their own: five times the first and the
-    second. LiDAR takes the larger of 100 and 4 D images, or all if there are fewer, and 10 views;
+    The views are those of pretraining, five times the first and the second, drawn alike for every
+    network. LiDAR takes the larger of 100 and 4 D images, or all if there are fewer, and 10 views;
     alignment and uniformity (the mean of that of either view) the first two views of at most 2,000.
 
     Returns:
@@ -53,10 +53,10 @@ def images_of_lidar(dimensions: int) -> int:
 def view_outputs(network: nn.Module, data: SSLDataModule) -> dict[str, Tensor]:
     """Embeddings, under ``""``, and features, under ``"_features"``, of shape ``(n, 10, D)``.
 
-    They are float32, on the host: as many images as LiDAR needs, in an order drawn by the seed.
+    They are float32, on the host: as many images as LiDAR needs, drawn at random.
     """
     weight = next(network.parameters())
-    passes = Passes(data, "train", weight.device, data.seed)
+    passes = Passes(data, "train", weight.device)
     projector = getattr(network, "projector", nn.Identity())
     order = passes.shuffled(np.arange(len(passes.labels)), len(passes.labels), epoch=0)[0]
     sample, _ = next(passes.plain(order[:2]))
