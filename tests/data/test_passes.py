@@ -26,9 +26,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_plain_images_are_those_of_the_test(split: str = "val") -> None:
+def test_plain_images_are_those_of_the_test() -> None:
     data = SSLDataModule(batch_size=100)
-    own = passes(data, split)
+    own = passes(data, "val")
     loader = data.test_dataloader()[1]
     batches = [data.on_after_batch_transfer(batch, 1) for batch in loader]
     rows = np.arange(len(own.labels))

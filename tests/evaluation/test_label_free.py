@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from duality_ssl.data import SSLDataModule
-from duality_ssl.evaluation import DEFAULTS
 from duality_ssl.evaluation.label_free import evenly_spaced, geometry, spectrum
+from duality_ssl.evaluation.settings import DEFAULTS
 from duality_ssl.evaluation.views import VIEWS, view_outputs, views
 from duality_ssl.functional import alignment, alpha_req, lidar, singular_values, uniformity
 
@@ -23,7 +23,7 @@ def test_spectrum_has_the_largest_values_and_the_decay(d: int) -> None:
     found = spectrum(z, DEFAULTS)
     values = singular_values(z)
     expected = (values / values[0])[:128].tolist()
-    assert found["arrays"]["spectrum"] == pytest.approx(expected, rel=1e-5)
+    assert found["arrays"]["spectrum"] == pytest.approx(expected, rel=5e-5)
     assert found["alpha_req"] == alpha_req(z).item()
 
 

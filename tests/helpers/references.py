@@ -90,14 +90,14 @@ def lidar(views: Array, delta: float = 1e-4) -> float:
             within += np.outer(view - means[i], view - means[i]) / (n * (q - 1))
     values, vectors = np.linalg.eigh(within)
     root = vectors @ np.diag(values**-0.5) @ vectors.T
-    return entropy_rank(np.linalg.eigvalsh(root @ between @ root).clip(0).tolist())
+    eigenvalues = np.linalg.eigvalsh(root @ between @ root).clip(0)
+    return entropy_rank(sorted(eigenvalues, reverse=True)[: min(n, d)])
 
 
 def alpha_req(z: Array) -> float:
     """Agrawal et al.: numpy's least squares line through the logarithms."""
     n, d = z.shape
-    matrix = [[covariance(z, i, j) for j in range(d)] for i in range(d)]
-    eigenvalues = sorted(np.linalg.eigvalsh(np.array(matrix)), reverse=True)
+    eigenvalues = sorted(np.linalg.eigvalsh(np.cov(z.T)), reverse=True)
     last = min(n - 1, d)
     ranks = range(11, 101) if last >= 100 else range(-(-last // 10), last + 1)
     logs = [[math.log(k), math.log(eigenvalues[k - 1])] for k in ranks]

@@ -118,7 +118,7 @@ class OfflineEvaluation(Callback):
         asked_for = [name for name in self.settings.protocols if name not in QUICK]
         if named := [name for name in asked_for if name in OF_NETWORK]:
             rank_zero_warn(
-                f"The protocols {', '.join(named)} are left out: they need an SSLDataModule and one "
-                "process (--trainer.devices 1)."
+                f"The protocols {', '.join(named)} are left out: they need an SSLDataModule and "
+                "one process (--trainer.devices 1)."
             )
         return None

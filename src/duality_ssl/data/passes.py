@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from copy import copy
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class Passes:
         self.data = data
         self.device = device
         self.seed = seed
-        self._dataset = data.test_dataloader()[("train", "val").index(split)].dataset
+        self._dataset: Any = data.test_dataloader()[("train", "val").index(split)].dataset
         self.labels: Tensor = self._dataset.images.labels
         """Classes of all images, shape ``(N,)``; -1 is unlabelled."""
 
@@ -75,10 +75,13 @@ class Passes:
             generator = torch.Generator().manual_seed(batch.seed or 0)
             crops = batch.images if cropped else batch.images * len(views)
             pairs = zip(augmentations, crops, strict=True)
-            yield [
-                augment(images.expand(-1, data.channels, -1, -1), generator, cropped=cropped)
-                for augment, images in pairs
-            ], batch.labels
+            yield (
+                [
+                    augment(images.expand(-1, data.channels, -1, -1), generator, cropped=cropped)
+                    for augment, images in pairs
+                ],
+                batch.labels,
+            )
 
     def _load(self, requests: list[BatchRequest], views: Sequence[View]) -> Iterator[Batch]:
         """Read the batches, crop them where that is part of decoding, and send them."""
@@ -92,6 +95,7 @@ class Passes:
             num_workers=self.data.num_workers,
             worker_init_fn=outlive_signals,
             pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else each pass draws a number from the process's own
         )
         for batch in loader:
             images = tuple(x.to(self.device, non_blocking=True) for x in batch.images)

@@ -73,7 +73,7 @@ def finetune(network: nn.Module, data: SSLDataModule, settings: Settings) -> dic
         ):
             torch.manual_seed(0)
             classifier = _trained(network, learn, rows[part], data, settings)
-            accuracy = top1(lambda x: classifier(x.float()), val.plain(labelled_rows(val)))
+            accuracy = top1(classifier, val.plain(labelled_rows(val)))
         results[f"finetune{percent}_top1"] = accuracy.item()
     return results
 
@@ -95,9 +95,7 @@ def _trained(
 
     train(
         loss,
-        OPTIMIZERS[settings.finetune_optimizer](
-            classifier.parameters(), lr=settings.finetune_lr
-        ),
+        OPTIMIZERS[settings.finetune_optimizer](classifier.parameters(), lr=settings.finetune_lr),
         passes,
         rows,
         crops(data),

@@ -69,9 +69,7 @@ def train(
 
 
 @torch.no_grad()
-def top1(
-    logits: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]
-) -> Tensor:
+def top1(logits: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Accuracy of logits ``(..., B, C)`` of images, of shape ``(...)``, in float64."""
     hits, count = torch.zeros((), dtype=torch.float64), 0
     for images, labels in batches:

@@ -71,8 +71,9 @@ def lidar(features: Tensor, delta: float = 1e-4, eps: float = 1e-7) -> Tensor:
         S_w = \frac{1}{n (q - 1)} \sum_{i,j} (z_{ij} - \mu_i)(z_{ij} - \mu_i)^\top + \delta I,
 
     the result is :math:`\exp(-\sum_k p_k \log p_k)`, :math:`p_k = \lambda_k / \sum_l \lambda_l +
-    \epsilon`, where :math:`\lambda_k` are the eigenvalues of :math:`S_w^{-1/2} S_b S_w^{-1/2}`.
-    The scale of :math:`S_b` cancels, that of :math:`S_w` does not: :math:`\delta` is absolute.
+    \epsilon`, where :math:`\lambda_k` are the ``min(n, D)`` largest eigenvalues of
+    :math:`S_w^{-1/2} S_b S_w^{-1/2}`. The scale of :math:`S_b` cancels; :math:`\delta` is
+    absolute, so that of the embeddings does not.
 
     Args:
         features: Features or embeddings of shape ``(n, q, D)``: q augmented views of n images.
