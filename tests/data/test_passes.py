@@ -86,3 +86,29 @@ def test_a_view_that_changes_nothing_is_the_plain_image() -> None:
     (((view,), _),) = own.views([rows], (same,))
     ((plain, _),) = own.plain(rows)
     torch.testing.assert_close(view, plain)
+
+
+def test_the_seed_draws_the_crops_of_files_too(folder: Path) -> None:
+    crop, rows = View(scale=(0.1, 0.5), flip=0, jitter=0, gray=0, blur=0), [np.arange(4)]
+    data = SSLDataModule("folder", root=folder, image_size=8)
+    first, again, other = (
+        next(passes(data, seed=seed).views(rows, (crop,)))[0][0] for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_batch_draws_anew() -> None:
+    own, rows = passes(SSLDataModule()), np.array([3, 5])
+    first, second = ([*views] for views, _ in own.views([rows, rows], (VIEW,)))
+    assert not torch.equal(first[0], second[0])
+
+
+def test_grey_images_are_rgb_for_a_network_of_colours(tmp_path: Path) -> None:
+    root = tmp_path / "colour"
+    write_folder(root)
+    data = SSLDataModule("folder", root=root, image_size=16, probe_source="digits")
+    own = passes(data)
+    (((view,), _),) = own.views([np.arange(3)], (View(jitter=0),))
+    ((plain, _),) = own.plain(np.arange(3))
+    assert view.shape == plain.shape == (3, 3, 16, 16)
