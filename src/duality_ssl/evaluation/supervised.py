@@ -53,11 +53,12 @@ def train(
         rows: Which of them.
         view: Their augmentation.
         epochs: Passes over the images.
-        batch_size: Images of a step, at most all; a smaller last batch of an epoch is dropped.
+        batch_size: Images of a step, all if there are fewer (the learning rate stays); a smaller
+            last batch of an epoch is dropped.
     """
-    batch_size = min(batch_size, len(rows))
     for group in optimizer.param_groups:
         group["lr"] *= batch_size / _REFERENCE_BATCH
+    batch_size = min(batch_size, len(rows))
     cosine = CosineAnnealingLR(optimizer, epochs * (len(rows) // batch_size))
     for epoch in range(epochs):
         batches = passes.shuffled(rows, batch_size, epoch)
