@@ -24,10 +24,10 @@ ALLOWED = {  # besides `_internals`
     "criteria": {"functional", "distributed"},
     "networks": {"distributed", "files", "registry"},
     "data": {"distributed", "randomness", "registry"},
-    "evaluation": {"functional"},
+    "evaluation": {"data", "functional"},
     "runs": {"distributed", "files"},
     "callbacks": {
-        *("batches", "criteria", "distributed", "evaluation", "files", "functional"),
+        *("batches", "criteria", "data", "distributed", "evaluation", "files", "functional"),
         *("randomness", "runs"),
     },
     "methods": {"batches", "criteria", "distributed", "networks", "optim", "registry"},

@@ -29,7 +29,7 @@ def evaluate_unlabelled() -> None:
     evaluate(features, labels, features, labels)
 
 
-WARNINGS = {"is skipped": pass_over, "only RankMe is computed": evaluate_unlabelled}
+WARNINGS = {"is skipped": pass_over, "only label-free measures are computed": evaluate_unlabelled}
 
 
 @pytest.mark.parametrize(("said", "warn"), WARNINGS.items(), ids=WARNINGS)

@@ -237,12 +237,16 @@ class _LargestProduct(TorchDispatchMode):
         "rankme",
         "cross_gram",
         "cross_correlation",
+        "linear_cka",
+        "rsa",
     ],
 )
 def test_no_product_is_larger_than_the_smaller_side(name: str, n: int, d: int) -> None:
     z = random(n, d).requires_grad_()
     with _LargestProduct() as products:
-        if name.startswith("cross"):
+        if name in ("linear_cka", "rsa"):
+            result = getattr(functional, name)(z, z.detach().flip(0))
+        elif name.startswith("cross"):
             result = getattr(functional, name)(z, z.detach())[1]
         else:
             arguments = (0.2,) if name == "coding_rate" else ()
@@ -377,11 +381,15 @@ def sample_arguments(
     name: str, dtype: torch.dtype = torch.float64, n: int = 6, d: int = 6
 ) -> dict[str, Any]:
     return {
-        parameter.name: random(n, d, seed, dtype)
+        parameter.name: random(n, d, seed, dtype).view(-1, *((2, 3) if name == "lidar" else (d,)))
         if parameter.annotation is Tensor
         else SAMPLE_ARGUMENTS[parameter.annotation]
         for seed, parameter in enumerate(signature(name).parameters.values())
     }
+
+
+# Names of those that compute in float64 whatever they get; the others keep the precision.
+DOUBLE = {"alpha_req", "lidar", "linear_cka", "rankme", "rsa", "singular_values"}
 
 
 def as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -412,15 +420,13 @@ def test_functions_leave_autocast(
     with torch.autocast("cpu", torch.bfloat16):
         got = as_tuple(function(**arguments) if by_keyword else function(*arguments.values()))
     for ours, exact in zip(got, expected, strict=True):
-        assert ours.dtype == (torch.float64 if name == "rankme" else full)
+        assert ours.dtype == (torch.float64 if name in DOUBLE else full)
         assert torch.equal(ours, exact)
 
 
-DIFFERENTIABLE = [
-    name
-    for name in OF_TENSORS
-    if name not in ("rankme", "sample_contrastive_bounds", "dimension_contrastive_bounds")
-]
+NO_GRADIENT = {"alpha_req", "lidar", "rankme", "singular_values"}
+BOUNDS = {"sample_contrastive_bounds", "dimension_contrastive_bounds"}
+DIFFERENTIABLE = [name for name in OF_TENSORS if name not in NO_GRADIENT | BOUNDS]
 each_differentiable = pytest.mark.parametrize("name", DIFFERENTIABLE)
 each_side = pytest.mark.parametrize(
     ("n", "d"), [(5, 3), (3, 5), (4, 4)], ids=["tall", "wide", "square"]

@@ -73,6 +73,93 @@ def rankme(z: Array, eps: float = 1e-7) -> float:
     return math.exp(-sum(p * math.log(p) for p in shares))
 
 
+def entropy_rank(values: Sequence[float], eps: float = 1e-7) -> float:
+    shares = [value / sum(values) + eps for value in values]
+    return math.exp(-sum(p * math.log(p) for p in shares))
+
+
+def lidar(views: Array, delta: float = 1e-4) -> float:
+    """Thilak et al., one image and one view at a time, with the inverse root of the scatter."""
+    n, q, d = views.shape
+    means = [sum(image) / q for image in views]
+    mean = sum(means) / n
+    between = sum(np.outer(m - mean, m - mean) for m in means) / (n - 1)
+    within = delta * np.eye(d)
+    for i in range(n):
+        for view in views[i]:
+            within += np.outer(view - means[i], view - means[i]) / (n * (q - 1))
+    values, vectors = np.linalg.eigh(within)
+    root = vectors @ np.diag(values**-0.5) @ vectors.T
+    eigenvalues = np.linalg.eigvalsh(root @ between @ root).clip(0)
+    return entropy_rank(sorted(eigenvalues, reverse=True)[: min(n, d)])
+
+
+def alpha_req(z: Array) -> float:
+    """Agrawal et al.: numpy's least squares line through the logarithms."""
+    n, d = z.shape
+    eigenvalues = sorted(np.linalg.eigvalsh(np.cov(z.T)), reverse=True)
+    last = min(n - 1, d)
+    ranks = range(11, 101) if last >= 100 else range(-(-last // 10), last + 1)
+    logs = [[math.log(k), math.log(eigenvalues[k - 1])] for k in ranks]
+    return -float(np.polyfit(*np.transpose(logs), 1)[0])
+
+
+def alignment(z1: Array, z2: Array) -> float:
+    pairs = zip(unit_rows(z1), unit_rows(z2), strict=True)
+    return sum((u - v) @ (u - v) for u, v in pairs) / len(z1)
+
+
+def uniformity(z: Array, t: float = 2.0) -> float:
+    u, n = unit_rows(z), len(z)
+    potentials = [
+        exp(-t * ((u[i] - u[j]) @ (u[i] - u[j]))) for i in range(n) for j in range(n) if i != j
+    ]
+    return log(sum(potentials) / (n * (n - 1)))
+
+
+def linear_cka(x: Array, y: Array) -> float:
+    """By the centred N x N Gram matrices."""
+    n = len(x)
+    centring = np.eye(n) - 1 / n
+    if isinstance(x, Tensor):
+        centring = torch.from_numpy(centring)
+    a, b = centring @ x @ x.T @ centring, centring @ y @ y.T @ centring
+    return (a * b).sum() / sqrt((a * a).sum() * (b * b).sum())
+
+
+def rsa(x: Array, y: Array) -> float:
+    """The correlation of cosine distances, one pair of rows after the other."""
+    pairs = [(i, j) for i in range(len(x)) for j in range(i)]
+    a, b = ([1 - u[i] @ u[j] for i, j in pairs] for u in (unit_rows(x), unit_rows(y)))
+    mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
+    products = sum((s - mean_a) * (t - mean_b) for s, t in zip(a, b, strict=True))
+    squares = sum((s - mean_a) ** 2 for s in a) * sum((t - mean_b) ** 2 for t in b)
+    return products / sqrt(squares)
+
+
+def diagonal_dominance(matrix: Array) -> float:
+    rows = range(len(matrix))
+    return sum(abs(matrix[i, i]) / sum(abs(matrix[i, j]) for j in rows) for i in rows) / len(rows)
+
+
+def geometry(z: Array) -> dict[str, float]:
+    """Supplements D, E and G, one pair of rows or columns at a time."""
+    n, d = z.shape
+    u, v, s = unit_rows(z), unit_rows(z.T).T, standardized_columns(z, 1.0)
+    gram = matrix([[a @ b for b in u] for a in u])
+    correlation = matrix([[a @ b for b in s.T] for a in s.T])
+    cosines = [gram[i, j] for i in range(n) for j in range(n) if i != j]
+    mean = sum(cosines) / len(cosines)
+    return {
+        "cosine_mean": mean,
+        "cosine_variance": d * sum((c - mean) ** 2 for c in cosines) / len(cosines),
+        "column_fourth_ratio": column_fourth_norms(u) * d / n**2,
+        "row_fourth_ratio": row_fourth_norms(v) * n / d**2,
+        "gram_dominance": diagonal_dominance(gram),
+        "covariance_dominance": diagonal_dominance(correlation),
+    }
+
+
 def variances(z: Array) -> list[float]:
     n, d = z.shape
     means = [sum(z[:, j]) / n for j in range(d)]

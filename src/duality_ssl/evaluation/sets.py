@@ -1,8 +1,12 @@
-"""Labelled features of a training and a validation set, checked."""
+"""Labelled features of a training and a validation set: checked, and drawn from."""
 
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
+
+Device = torch.device | str | None
 
 ROWS = 2**16  # of a large set, processed at a time
 
@@ -53,3 +57,36 @@ def check_set(features: Tensor, labels: Tensor, name: str) -> None:
             f"Expected finite `{name}_features`, but some are NaN or infinite: the network has "
             "diverged. Evaluate an earlier checkpoint."
         )
+
+
+def draw_rows(labels: Tensor, per_class: int | float, seed: int, *, keep: int = 0) -> Tensor:
+    """Draw samples of each class: the same ones for the same labels and seed.
+
+    A draw of more samples holds those of a draw of fewer.
+
+    Args:
+        labels: Classes of shape ``(N,)``.
+        per_class: Samples a class, or, as a float, their fraction of each class, rounded, and at
+            least one.
+        seed: Seed of the draw.
+        keep: Samples of each class that are never drawn.
+
+    Returns:
+        Rows of the drawn samples, on the device of ``labels``, one class after the other.
+
+    Raises:
+        ValueError: If ``per_class`` is not a count above 0 or a fraction in (0, 1).
+    """
+    if not (0 < per_class < 1 if isinstance(per_class, float) else per_class >= 1):
+        raise ValueError(
+            f"Expected `per_class` to be a count, at least 1, or a fraction in (0, 1), but got "
+            f"{per_class}."
+        )
+    known = labels.cpu().numpy()
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for c in np.unique(known):
+        members = generator.permutation(np.flatnonzero(known == c))
+        count = max(1, round(per_class * len(members))) if per_class < 1 else int(per_class)
+        drawn.append(members[: min(count, len(members) - keep)])
+    return torch.from_numpy(np.concatenate(drawn)).to(labels.device)

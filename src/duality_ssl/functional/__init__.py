@@ -7,7 +7,7 @@ where ``N < D``, nor an ``N x N`` one where ``D < N``. Value and gradient are th
 side. The log-sum-exp of a matrix has no other side: it is computed in tiles.
 
 Precision: every public function of a tensor leaves autocast and computes half precision in
-float32; float64 stays float64.
+float32; float64 stays float64. Spectra, and similarities of representations, are float64.
 
 Each function is its formula. Where a faster or smaller form pays, a kernel of ``_kernels/`` stands
 in for it; under the transforms of ``torch.func`` and for a second derivative the formula is taken.
@@ -29,6 +29,7 @@ Source, unless said otherwise: Garrido et al., *On the duality between contrasti
 non-contrastive self-supervised learning*, ICLR 2023, https://arxiv.org/abs/2206.02574.
 """
 
+from duality_ssl.functional.alignment import alignment, uniformity
 from duality_ssl.functional.coding_rate import coding_rate
 from duality_ssl.functional.covariance import (
     cross_correlation,
@@ -65,9 +66,12 @@ from duality_ssl.functional.normalization import (
     standardize_columns,
 )
 from duality_ssl.functional.precision import full_precision
-from duality_ssl.functional.spectrum import rankme
+from duality_ssl.functional.similarity import linear_cka, rsa
+from duality_ssl.functional.spectrum import alpha_req, lidar, rankme, singular_values
 
 __all__ = [
+    "alignment",
+    "alpha_req",
     "centered",
     "coding_rate",
     "column_fourth_norm_bounds",
@@ -80,6 +84,8 @@ __all__ = [
     "dimension_gram",
     "fourth_norms",
     "full_precision",
+    "lidar",
+    "linear_cka",
     "logsumexp_of_others",
     "norm_regularizer",
     "normalize_centered_rows",
@@ -87,12 +93,15 @@ __all__ = [
     "project_to_ball",
     "rankme",
     "row_fourth_norm_bounds",
+    "rsa",
     "sample_contrastive",
     "sample_contrastive_bounds",
     "sample_gram",
     "sample_logsumexp",
+    "singular_values",
     "squared_covariance",
     "standardize_columns",
+    "uniformity",
     "variance",
     "variance_hinge",
 ]

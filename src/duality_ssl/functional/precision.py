@@ -48,6 +48,11 @@ def _promote(value: Any) -> Any:
     return value
 
 
+def to_double(z: Tensor) -> Tensor:
+    """Convert to float64, which autocast leaves alone; on the CPU if the device is MPS."""
+    return (z.cpu() if z.device.type == "mps" else z).double()  # MPS has no float64
+
+
 def rounding_noise(mean: Tensor) -> Tensor:
     """Bound what centring leaves of a constant: about ``eps * |mean|``, which is no spread."""
     return _ROUNDING * torch.finfo(mean.dtype).eps * mean.abs() + SHORTEST

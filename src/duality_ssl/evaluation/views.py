@@ -1,0 +1,71 @@
+"""Label-free measures of augmented views, which need the network."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from duality_ssl.data import SSLDataModule
+from duality_ssl.data.passes import Passes
+from duality_ssl.evaluation.geometry import MAX_SAMPLES
+from duality_ssl.evaluation.label_free import finite
+from duality_ssl.evaluation.settings import Settings
+from duality_ssl.functional import alignment, lidar, uniformity
+
+VIEWS = 10
+"""Augmented views of each image in LiDAR."""
+_FEWEST = 100  # images in LiDAR, or four times the dimensions if that is more
+_BATCH = 256
+
+
+def views(network: nn.Module, data: SSLDataModule, settings: Settings) -> dict[str, Any]:
+    """LiDAR, alignment and uniformity of augmented training images.
+
+    The views are those of pretraining, five times the first and the second, drawn alike for every
+    network. LiDAR takes the larger of 100 and 4 D images, or all if there are fewer, and 10 views;
+    alignment and uniformity (the mean of that of either view) the first two views of at most 2,000.
+
+    Returns:
+        ``lidar``, ``alignment`` and ``uniformity`` of the embeddings; of the features with
+        ``_features`` after the name.
+    """
+    both = view_outputs(network, data)
+    results: dict[str, Any] = {}
+    for name, z in both.items():
+        first, second = z[:MAX_SAMPLES, 0], z[:MAX_SAMPLES, 1]
+        scores = {
+            "lidar": lidar(z[: images_of_lidar(z.shape[2])]),
+            "alignment": alignment(first, second),
+            "uniformity": (uniformity(first) + uniformity(second)) / 2,
+        }
+        results |= {f"{key}{name}": value for key, value in finite(scores).items()}
+    return results
+
+
+def images_of_lidar(dimensions: int) -> int:
+    """Images that LiDAR needs for so many dimensions."""
+    return max(_FEWEST, 4 * dimensions)
+
+
+@torch.no_grad()
+def view_outputs(network: nn.Module, data: SSLDataModule) -> dict[str, Tensor]:
+    """Embeddings, under ``""``, and features, under ``"_features"``, of shape ``(n, 10, D)``.
+
+    They are float32, on the host: as many images as LiDAR needs, drawn at random.
+    """
+    weight = next(network.parameters())
+    passes = Passes(data, "train", weight.device)
+    projector = getattr(network, "projector", nn.Identity())
+    order = passes.shuffled(np.arange(len(passes.labels)), len(passes.labels), epoch=0)[0]
+    sample, _ = next(passes.plain(order[:2]))
+    features = network(sample.to(weight.dtype))
+    order = order[: images_of_lidar(max(features.shape[1], projector(features).shape[1]))]
+    batches = np.array_split(order, math.ceil(len(order) / _BATCH))
+    found: dict[str, list[Tensor]] = {"": [], "_features": []}
+    for images, _ in passes.views(batches, data.views * (VIEWS // 2)):
+        h = [network(view.to(weight.dtype)) for view in images]
+        for name, each in (("", [projector(features) for features in h]), ("_features", h)):
+            found[name].append(torch.stack(each, dim=1).float().cpu())
+    return {name: torch.cat(each) for name, each in found.items()}
