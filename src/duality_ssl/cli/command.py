@@ -23,7 +23,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import duality_ssl
 from duality_ssl import callbacks
-from duality_ssl.callbacks.memory import MemoryEstimate
 from duality_ssl.cli.config_files import CommandLine
 from duality_ssl.cli.messages import explain, no_method, options_of, refuse, sentence_of, subclasses
 from duality_ssl.data import SSLDataModule, create_source
@@ -258,7 +257,7 @@ class Command(LightningCLI):
         chosen: list[Callback] = [*(named if isinstance(named, list) else [named])]
         chosen += [options[key] for key in _CALLBACKS if key not in without]
         if fits:
-            chosen += [callbacks.StepSeed(), MemoryEstimate()]
+            chosen.append(callbacks.StepSeed())
         if fits and self.logs:
             start = self.resume.run, self.resume.checkpoint
             folder = RunFolder(self.folder, self.run_config, *start, self.named)
@@ -267,8 +266,9 @@ class Command(LightningCLI):
             run = run_of(self.checkpoint) if self.checkpoint else self.folder
             settings["logger"] = named_loggers(run, self.named)
         quiet = settings["enable_progress_bar"] is False
+        settings["enable_progress_bar"] = True  # of ours, also for the last line alone
         # last: what comes after it counts as waiting for data
-        chosen.append(callbacks.RunSummary() if quiet else callbacks.RunProgress())
+        chosen.append(callbacks.RunProgress(0) if quiet else callbacks.RunProgress())
         plugins = settings["plugins"]
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -310,10 +310,7 @@ class Command(LightningCLI):
 
 @contextmanager
 def end_together(trainer: Trainer) -> Iterator[None]:
-    """Kill the processes that this one has started if it fails.
-
-    Lightning ends them only when one of them dies: a process that hangs would stay, with its GPU.
-    """
+    """Kill the processes that this one has started if it fails; one that hangs would stay."""
     try:
         yield
     except Exception as error:
