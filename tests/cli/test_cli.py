@@ -264,6 +264,15 @@ def test_end_of_a_fit_says_where_the_time_went(
     assert "run_training_epoch" in written.read_text()
 
 
+def test_fit_estimates_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level("INFO"):
+        main(["fit", "-c", DIGITS, "--model", "VICReg", "--trainer.fast_dev_run", "true"])
+    assert "Projector of 0.6 M weights: 9 MiB with gradients and optimiser state" in caplog.text
+
+
 def test_no_checkpoint_where_none_is_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

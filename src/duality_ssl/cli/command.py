@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import duality_ssl
 from duality_ssl import callbacks
+from duality_ssl.callbacks.memory import MemoryEstimate
 from duality_ssl.cli.config_files import CommandLine
 from duality_ssl.cli.messages import explain, no_method, options_of, refuse, sentence_of, subclasses
 from duality_ssl.data import SSLDataModule, create_source
@@ -257,7 +258,7 @@ class Command(LightningCLI):
         chosen: list[Callback] = [*(named if isinstance(named, list) else [named])]
         chosen += [options[key] for key in _CALLBACKS if key not in without]
         if fits:
-            chosen.append(callbacks.StepSeed())
+            chosen += [callbacks.StepSeed(), MemoryEstimate()]
         if fits and self.logs:
             start = self.resume.run, self.resume.checkpoint
             folder = RunFolder(self.folder, self.run_config, *start, self.named)

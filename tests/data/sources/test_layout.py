@@ -276,6 +276,13 @@ def test_nothing_found(scene: Callable[[Path], object], tmp_path: Path) -> None:
         create_source("folder", tmp_path).load("train")
 
 
+def test_class_without_images(labelled: Path) -> None:
+    (labelled / "train" / "eel").mkdir()
+    (labelled / "train" / "eel" / "IMG_1.heic").touch()
+    with pytest.raises(FileNotFoundError, match=r"images in `.*eel` \(.*jpg.*, but found none"):
+        create_source("folder", labelled).load("train")
+
+
 def test_imagenet(tmp_path: Path) -> None:
     write_folder(tmp_path, ("n01440764", "n01443537"), train=2, val=1)
     source = create_source("imagenet", tmp_path)

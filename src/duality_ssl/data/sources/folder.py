@@ -92,6 +92,13 @@ class Folder(ImageSource):
             )
             return _file_images(listing), None, None
         classes = tuple(listing.folders)
+        for entry in sorted(folder.iterdir()):
+            # a class of files that cannot be read must not vanish
+            if entry.is_dir() and entry.name not in (*classes, "val") and entry.name[0] != ".":
+                raise FileNotFoundError(
+                    f"Expected images in `{entry}` ({', '.join(sorted(EXTENSIONS))}), but found "
+                    "none: remove the folder if it is no class."
+                )
         images, held_out = _file_images(listing, classes), None
         if val is None:
             drawn = hold_out(images.labels, self.seed)
