@@ -289,9 +289,6 @@ NETWORKS = {
     "projector with a gap": case(
         fit("--model.projector 8192--d"), WIDTHS, "part 2 of '8192--d' is empty"
     ),
-    "projector larger than a machine": case(
-        fit("--model.projector 1048576-1048576"), "1,099,645,845,504", "make it narrower"
-    ),
 }
 
 SETS = {
@@ -661,7 +658,6 @@ CALLS = {
     "unknown answer": case(
         partial(DATA, on_bad_image="ignore"), "`data.on_bad_image`", "error or skip"
     ),
-    "projector of a number": case(partial(parse_projector, 8192), "8192", "to be a string"),
     "embedding of a word": case(partial(parse_projector, "d", "8"), "`embedding_dim`", "'8'"),
     "method without a criterion": case(
         JointEmbedding, "JointEmbedding", "class Mine(JointEmbedding"
