@@ -24,7 +24,9 @@ def register(known: dict[str, T], name: str, value: T, reserved: Collection[str]
     A ``ValueError`` says that the name is taken, by another one in ``known`` or in ``reserved``.
     """
     if name in reserved or _place(known.get(name, value)) != _place(value):
-        raise ValueError(f"Expected a new name, but {name!r} is taken: register it by another one.")
+        raise ValueError(
+            f"Expected a new name, but {name!r} is taken: give the decorator another one."
+        )
     known[name] = value
     return value
 

@@ -127,8 +127,9 @@ def check_features(features: Any, rows: int, num_features: int) -> None:
     shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
     if shape != (rows, num_features):
         raise ValueError(
-            f"Expected features (N, num_features) of the backbone, here {(rows, num_features)}, "
-            f"but got {shape}: pool maps and tokens to one row of `num_features` an image."
+            "Expected the backbone to return features of shape (N, num_features), here "
+            f"{(rows, num_features)}, but got {shape}: pool maps and tokens to one row an image, "
+            "and set `num_features` to its length."
         )
 
 
