@@ -292,7 +292,6 @@ def test_lars_refuses(arguments: dict[str, Any], message: str) -> None:
         pytest.param(partial(SGD, fused=False), False, id="user-says-no"),
         pytest.param(partial(torch.optim.AdamW, foreach=True), None, id="user-says-foreach"),
         pytest.param(partial(torch.optim.Adam, foreach=False), None, id="user-says-loop"),
-        pytest.param(partial(SGD, differentiable=True), None, id="user-says-differentiable"),
     ],
 )
 def test_fused_steps_where_there_are_any_and_the_user_has_not_chosen(

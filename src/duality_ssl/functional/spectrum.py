@@ -11,15 +11,11 @@ def rankme(z: Tensor, eps: float = 1e-7) -> Tensor:
     .. math:: \exp\Bigl(-\sum_k p_k \log p_k\Bigr), \qquad
         p_k = \frac{\sigma_k(z)}{\sum_l \sigma_l(z)} + \epsilon
 
-    Args:
-        z: Embeddings of shape ``(N, D)``, neither centred nor normalised here.
-        eps: :math:`\epsilon`.
-
-    Returns:
-        Scalar between 1 and ``min(N, D)`` (a little above by ``eps``), in float64, without
-        gradient; on the CPU if ``z`` is on MPS, which has no float64. The singular values are
-        square roots of eigenvalues of the smaller Gram matrix in float64: those under 1e-8 of the
-        largest are noise, as they are for ``eps``. NaN if ``z`` has a NaN or Inf.
+    A scalar between 1 and ``min(N, D)`` (a little above by ``eps``), in float64, without gradient;
+    NaN if ``z`` has a NaN or Inf. The embeddings ``(N, D)`` are neither centred nor normalised
+    here. The singular values are square roots of eigenvalues of the smaller Gram matrix: those
+    under 1e-8 of the largest are noise, as they are for ``eps``. On MPS, which has no float64, the
+    CPU computes it.
 
     Reference: Garrido et al., *RankMe*, ICML 2023, section 3, https://arxiv.org/abs/2210.02885
 

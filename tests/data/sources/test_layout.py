@@ -64,7 +64,6 @@ def test_labelled_folder(labelled: Path) -> None:
     (labelled / "train" / "dog" / "notes.txt").touch()
     (labelled / "train" / "dog" / ".hidden.jpg").touch()
     (labelled / "train" / ".cache").mkdir()
-    (labelled / "train" / "empty").mkdir()
     source = create_source("folder", labelled)
     train, val = source.load("pretrain"), source.load("val")
     assert source.class_names == ("cat", "dog")
