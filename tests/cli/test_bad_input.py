@@ -630,16 +630,6 @@ LABELS = torch.tensor([0, 0, 1, 1])
 CALLS = {
     "batch of a word": case(partial(DATA, batch_size="64"), "`data.batch_size`", "'64'"),
     "seed of None": case(partial(DATA, seed=None), "`data.seed`", "whole number"),
-<<<<<<< HEAD
-    "projector of a number": case(partial(parse_projector, 8192), "8192", "to be a string"),
-=======
-    "subset of a list": case(
-        lambda: DATA(subset=[1]).setup("fit"), "`data.subset`", "a count or a fraction"
-    ),
-    "unknown answer": case(
-        partial(DATA, on_bad_image="ignore"), "`data.on_bad_image`", "error or skip"
-    ),
->>>>>>> wt-cutmaths
     "embedding of a word": case(partial(parse_projector, "d", "8"), "`embedding_dim`", "'8'"),
     "method without a criterion": case(
         JointEmbedding, "JointEmbedding", "class Mine(JointEmbedding"

@@ -554,4 +554,4 @@ def test_examples(module: str) -> None:
 @pytest.mark.parametrize("n", [4, 300], ids=["formula", "kernel"])
 def test_unknown_arguments_are_refused(n: int) -> None:
     with pytest.raises(TypeError):
-        variance(torch.ones(n, 300), gruop=SINGLE)
+        functional.variance(torch.ones(n, 300), gruop=SINGLE)
