@@ -1,4 +1,4 @@
-"""LARS and the schedule against peers and plain loops; fused steps; scaling."""
+"""LARS and the schedule against peers and plain loops; fused steps."""
 
 import importlib
 import math
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from duality_ssl.methods.optimization import parameter_groups, scaled_lr, warmup_cosine
+from duality_ssl.methods.optimization import parameter_groups, warmup_cosine
 from duality_ssl.networks.backbones import create_backbone
 from duality_ssl.networks.projector import create_projector
 from duality_ssl.optim import LARS, fuse
@@ -292,7 +292,6 @@ def test_lars_refuses(arguments: dict[str, Any], message: str) -> None:
         pytest.param(partial(SGD, fused=False), False, id="user-says-no"),
         pytest.param(partial(torch.optim.AdamW, foreach=True), None, id="user-says-foreach"),
         pytest.param(partial(torch.optim.Adam, foreach=False), None, id="user-says-loop"),
-        pytest.param(partial(SGD, differentiable=True), None, id="user-says-differentiable"),
     ],
 )
 def test_fused_steps_where_there_are_any_and_the_user_has_not_chosen(
@@ -444,8 +443,3 @@ def test_schedule_resumes_from_its_state() -> None:
     rates += learning_rates(resumed, other, 6)
     whole = sgd(1.0)
     assert rates == learning_rates(warmup_cosine(whole, 3, 10, floor=0.001), whole, 11)
-
-
-def test_learning_rate_scales_with_the_batch() -> None:
-    assert scaled_lr(0.5, 2048) == 4.0
-    assert scaled_lr(0.3, 256) == 0.3

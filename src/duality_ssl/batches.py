@@ -1,4 +1,7 @@
-"""The content of a batch: two views and labels for training, else one view and labels."""
+"""The content of a batch: two views and labels for training, else one view and labels.
+
+Any other batch is refused with a ``ValueError``.
+"""
 
 from typing import Any
 
@@ -6,11 +9,7 @@ from torch import Tensor
 
 
 def two_views(batch: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Unpack ``([x1, x2], labels)``, images ``(N, C, H, W)`` and labels ``(N,)``.
-
-    Raises:
-        ValueError: For any other batch.
-    """
+    """Unpack ``([x1, x2], labels)``, images ``(N, C, H, W)`` and labels ``(N,)``."""
     match batch:
         case [[Tensor() as x1, Tensor() as x2], Tensor() as labels] if labels.ndim == 1:
             return x1, x2, labels
@@ -21,15 +20,9 @@ def two_views(batch: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def one_view(batch: Any) -> tuple[Tensor, Tensor]:
-    """Unpack ``([x], labels)``, ``(x, labels)``, or ``x`` or ``[x]``, whose labels are -1.
-
-    Raises:
-        ValueError: For any other batch.
-    """
+    """Unpack ``([x], labels)``, ``(x, labels)``, or ``x`` or ``[x]``, whose labels are -1."""
     match batch:
-        case [[Tensor() as x], Tensor() as labels] if labels.ndim == 1:
-            return x, labels
-        case [Tensor() as x, Tensor() as labels] if labels.ndim == 1:
+        case [(Tensor() as x) | [Tensor() as x], Tensor() as labels] if labels.ndim == 1:
             return x, labels
         case (Tensor() as x) | [Tensor() as x]:
             return x, x.new_full((len(x),), -1).long()

@@ -1,6 +1,6 @@
 """Process groups: rank, exact gather, sums, averages. The only module that names torch.distributed.
 
-Every function works without a process group too, as one process.
+Without a process group every function works as one process.
 """
 
 from collections.abc import Iterable
@@ -32,21 +32,12 @@ class Group(NamedTuple):
     """
 
     rank: int = 0
-    """Number of this process in the group."""
     world_size: int = 1
-    """Number of processes in the group."""
     process_group: "dist.ProcessGroup | None" = None
     """Group of ``torch.distributed``; None for one process."""
 
     def gather(self, x: Tensor) -> Tensor:
-        """Concatenate the rows of all processes in rank order.
-
-        Args:
-            x: Shape ``(n, ...)``, the same on every process (drop a smaller last batch).
-
-        Returns:
-            Shape ``(W n, ...)``; ``x`` itself with one process.
-        """
+        """Concatenate the rows ``(n, ...)`` of all processes, equally many, in rank order."""
         return x if self.world_size == 1 else _apply(_Gather, x, self)
 
     def sum(self, x: Tensor) -> Tensor:
@@ -135,15 +126,7 @@ def world_size() -> int:
 
 
 def process_group(group: "dist.ProcessGroup | None" = None) -> Group:
-    """Return a group of processes; without ``torch.distributed``, one process.
-
-    Args:
-        group: A group of ``torch.distributed`` that this process belongs to, as ``new_group``
-            makes it; by default the group of all processes.
-
-    Raises:
-        ValueError: If this process does not belong to the group.
-    """
+    """Return all processes, or those of a ``torch.distributed`` group that this process is in."""
     if not _initialized():
         return SINGLE
     own = dist.get_rank(group)
@@ -154,14 +137,7 @@ def process_group(group: "dist.ProcessGroup | None" = None) -> Group:
 
 @torch.no_grad()
 def all_gather_rows(x: Tensor) -> Tensor:
-    """Concatenate the rows of all processes in rank order, without gradient.
-
-    Args:
-        x: Shape ``(N, ...)``; N may differ between processes, and be 0.
-
-    Returns:
-        Shape ``(sum of the N, ...)``, without gradient.
-    """
+    """Concatenate all processes' rows in rank order; their number may differ, and be 0."""
     group = process_group()
     if group.world_size == 1:
         return x.detach()
@@ -174,41 +150,24 @@ def all_gather_rows(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def all_reduce_sum(x: Tensor) -> Tensor:
-    """Sum a tensor over processes, without gradient.
-
-    Args:
-        x: The same shape on every process; left as it is.
-
-    Returns:
-        A new tensor, the same on every process.
-    """
+    """Sum a tensor over processes into a new one, without gradient."""
     group = process_group()
     return x.detach().clone() if group.world_size == 1 else _all_reduce(x, group)
 
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its average over processes, in one message per dtype.
+    """Replace each gradient by its average over processes, in one message.
 
-    For modules that are trained outside distributed data parallel, such as an online probe.
-
-    Args:
-        parameters: The same ones, in the same order, on every process. Where one requires a
-            gradient and has none, it counts as zero: a process without labels may take part.
+    For modules that are trained outside distributed data parallel, such as an online probe. Where a
+    parameter requires a gradient and has none, it counts as zero: a process may have no labels.
     """
     if world_size() == 1:
         return
-    buckets: dict[torch.dtype, list[nn.Parameter]] = {}
-    for parameter in parameters:
-        if parameter.requires_grad:
-            buckets.setdefault(parameter.dtype, []).append(parameter)
-    for bucket in buckets.values():
-        for parameter in bucket:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [p.grad for p in bucket if p.grad is not None]
-        flat = all_reduce_sum(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-        flat /= world_size()
-        averages = flat.split([gradient.numel() for gradient in gradients])
-        for gradient, average in zip(gradients, averages, strict=True):
-            gradient.copy_(average.view_as(gradient))
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    flat = all_reduce_sum(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+    flat /= world_size()
+    averages = flat.split([gradient.numel() for gradient in gradients])
+    for parameter, average in zip(trained, averages, strict=True):
+        parameter.grad = average.view_as(parameter).to(parameter.dtype)

@@ -11,14 +11,10 @@ _TEMPORARY = ".tmp"
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a temporary file beside ``path``, force it to the disk, and rename it.
+    """Let ``write`` fill a temporary file beside ``path``, force it to the disk, and rename it.
 
-    An error leaves the old file unchanged; so does a kill, with a temporary file that
-    `remove_temporary` deletes.
-
-    Args:
-        path: The file; its folder is created if it is missing.
-        write: Writes the content into an open binary file.
+    The folder is created. An error leaves the old file unchanged; so does a kill, with a temporary
+    file that `remove_temporary` deletes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}{_TEMPORARY}")

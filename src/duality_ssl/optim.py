@@ -8,12 +8,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.optimizer import ParamsT
 
-from duality_ssl._internals.torch import (
-    foreach_add_,
-    foreach_addcmul_,
-    foreach_mul_,
-    foreach_norm,
-)
+from duality_ssl._internals.torch import foreach_add_, foreach_addcmul_, foreach_mul_, foreach_norm
 
 # Bytes of weights stepped at a time on a CPU: they, gradients and momentum stay in its cache.
 _CACHED_BYTES = 2**21
@@ -44,7 +39,7 @@ class LARS(Optimizer):
         momentum: Momentum :math:`m`.
         weight_decay: L2 penalty :math:`\beta`, a part of what the trust ratio scales.
         trust_coefficient: Norm :math:`\eta` of an update, as a fraction of the weight's.
-        eps: Added to the denominator of the trust ratio.
+        eps: Added to the denominator of the trust ratio, :math:`\epsilon`.
         nesterov: Use Nesterov momentum.
 
     Raises:
@@ -150,17 +145,14 @@ def _factors(
 
 
 def fuse(optimizer: Optimizer) -> None:
-    """Let torch's SGD, Adam and AdamW take their steps in one fused kernel: the same, but faster.
+    """Let torch's SGD, Adam and AdamW step in one fused kernel, unless the user chose a kernel.
 
-    Other optimizers, and those with an option that chooses or excludes a kernel, stay as they are.
     A state that is loaded gets the memory layout of its weights: the fused kernels need it, and
     those for CPUs do not check it.
     """
     optimizer.register_load_state_dict_post_hook(_lay_out_state)
-    options = optimizer.defaults
-    chosen = any(options.get(name) is not None for name in ("fused", "foreach"))
-    excluded = options.get("capturable") or options.get("differentiable")
-    if type(optimizer) in (SGD, Adam, AdamW) and not chosen and not excluded:
+    chosen = any(optimizer.defaults.get(name) is not None for name in ("fused", "foreach"))
+    if type(optimizer) in (SGD, Adam, AdamW) and not chosen:
         for group in optimizer.param_groups:
             group["fused"] = True
 

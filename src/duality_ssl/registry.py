@@ -18,17 +18,17 @@ from duality_ssl._internals.jsonargparse import ImportDenied, import_object, par
 T = TypeVar("T")
 
 
-def register(known: dict[str, T], name: str, value: T, reserved: Collection[str] = ()) -> None:
+def register(known: dict[str, T], name: str, value: T, reserved: Collection[str] = ()) -> T:
     """Give a class or function a name; the same one twice, as when a notebook's cell is run again.
 
-    Raises:
-        ValueError: If the name is taken, by another one in ``known`` or as one of ``reserved``.
+    A ``ValueError`` says that the name is taken, by another one in ``known`` or in ``reserved``.
     """
     if name in reserved or _place(known.get(name, value)) != _place(value):
         raise ValueError(
             f"Expected a new name, but {name!r} is taken: give the decorator another one."
         )
     known[name] = value
+    return value
 
 
 def _place(value: object) -> tuple[object, object]:
@@ -39,8 +39,7 @@ def _place(value: object) -> tuple[object, object]:
 def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     """The names that begin with a name, the shortest first, then those spelt alike.
 
-    Case and hyphens do not count: ``ResNet`` finds ``resnet18``, ``fashion-mnist`` finds
-    ``fashion_mnist``.
+    ``ResNet`` finds ``resnet18``, ``fashion-mnist`` finds ``fashion_mnist``.
     """
     plain = {_folded(known): known for known in names}
     wanted = _folded(name)
@@ -86,8 +85,7 @@ def limit_imports(named: Iterable[str]) -> None:
 def import_path(path: str) -> Any:
     """Import the class or function at a path such as ``mine.Stripes``; None without such a module.
 
-    Raises:
-        ValueError: If the module has no such name, or `limit_imports` refuses the path.
+    A ``ValueError`` says that the module has no such name, or that `limit_imports` refuses it.
     """
     if "." not in path or not all(part.isidentifier() for part in path.split(".")):
         return None

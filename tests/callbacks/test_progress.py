@@ -9,7 +9,7 @@ from helpers.callback_stubs import StubData, StubModule, trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from duality_ssl.callbacks import OnlineLinearProbe, RunProgress, RunSummary, ViewGrid
+from duality_ssl.callbacks import OnlineLinearProbe, RunProgress, ViewGrid
 from duality_ssl.callbacks.progress import Stopwatch
 from duality_ssl.callbacks.views import view_grid
 
@@ -83,7 +83,8 @@ def test_stopwatch_counts_training_and_waiting(monkeypatch: pytest.MonkeyPatch) 
 def test_without_a_bar_the_run_still_has_its_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trainer(tmp_path, RunSummary(), epochs=2).fit(StubModule(), datamodule=StubData())
+    run = trainer(tmp_path, RunProgress(refresh_rate=0), epochs=2, enable_progress_bar=True)
+    run.fit(StubModule(), datamodule=StubData())
     (line,) = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"Trained on 256 images in .* images/s, \d+% of the time waiting .*", line)
 

@@ -336,19 +336,10 @@ def test_one_dimension_has_no_other(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXPORTED)
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
-@pytest.mark.parametrize("view", [0, 1])
-def test_check_finite_is_opt_in(name: str, value: float, view: int) -> None:
+def test_what_is_not_finite_goes_through(name: str) -> None:
     views = make_views(6, 4, dtype=torch.float32)
-    views[view][2, 1] = value
-    criterion = build(name)
-    criterion(*views)  # off by default: the value goes through, without an error from a solver
-    criterion.check_finite = True
-    with pytest.raises(
-        ValueError, match=rf"(?i)1 {str(value)[-3:]} .*1 of the 6 rows of `z{view + 1}`"
-    ):
-        criterion(*views)
-    criterion(*make_views(6, 4, dtype=torch.float32))
+    views[0][2, 1] = torch.nan
+    assert build(name)(*views)["loss"].isnan(), "and no error of a solver"
 
 
 NUMBERS = [

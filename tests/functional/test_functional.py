@@ -555,3 +555,9 @@ def test_examples(module: str) -> None:
     )
     assert attempted > 0
     assert failed == 0
+
+
+@pytest.mark.parametrize("n", [4, 300], ids=["formula", "kernel"])
+def test_unknown_arguments_are_refused(n: int) -> None:
+    with pytest.raises(TypeError):
+        functional.variance(torch.ones(n, 300), gruop=SINGLE)

@@ -6,7 +6,7 @@ from duality_ssl.callbacks.evaluate import OfflineEvaluation
 from duality_ssl.callbacks.knn import OnlineKNN
 from duality_ssl.callbacks.linear_probe import OnlineLinearProbe
 from duality_ssl.callbacks.predictions import FeatureWriter
-from duality_ssl.callbacks.progress import RunProgress, RunSummary
+from duality_ssl.callbacks.progress import RunProgress
 from duality_ssl.callbacks.seed import StepSeed
 from duality_ssl.callbacks.spectrum import RankMe
 from duality_ssl.callbacks.views import ViewGrid
@@ -28,7 +28,6 @@ __all__ = [
     "Preemption",
     "RankMe",
     "RunProgress",
-    "RunSummary",
     "StepSeed",
     "ViewGrid",
     "duality_terms",

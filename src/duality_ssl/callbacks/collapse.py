@@ -32,11 +32,7 @@ _LEAST_RATE = torch.finfo(torch.float32).tiny  # float32 rounds a step of a lowe
 
 
 class GuardError(ValueError):
-    """The guard ends a fit. The command line prints the message and exits with code 3.
-
-    The code tells a job script that the same run would fail again: 2 is a mistake in the command, 1
-    any other error.
-    """
+    """The guard ends a fit: the same run would fail again. The command exits with code 3."""
 
 
 class CollapseGuard(Callback):
@@ -58,8 +54,7 @@ class CollapseGuard(Callback):
     Embeddings are those of the criterion (all processes, first view). Growth and collapse need
     ``patience`` checks in a row; each kind is warned of once a run. Whatever the action, a
     `GuardError` ends the fit if a weight or a running statistic is not finite, or after
-    ``patience`` checks in a row with a loss that is not finite or with skipped steps only. Between
-    checks nothing waits for the device.
+    ``patience`` checks in a row with a fault or with skipped steps only.
 
     Args:
         action: ``warn`` continues the training, ``stop`` ends the fit with an error.
@@ -96,9 +91,8 @@ class CollapseGuard(Callback):
         self.action = action
         self.min_std, self.min_rank, self.max_growth = min_std, min_rank, max_growth
         self.every_n_steps, self.patience, self.max_samples = every_n_steps, patience, max_samples
-        self._reset()
 
-    def _reset(self) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._faults: list[StepFaults] = []  # of the steps since the last check
         self._weights: list[nn.Parameter] = []  # those that had a gradient in the last step
         self._norms: Tensor | None = None  # norms of their gradients
@@ -108,10 +102,6 @@ class CollapseGuard(Callback):
         self._warned: set[str] = set()
         self._started = False
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._reset()
-
     def state_dict(self) -> dict[str, Any]:
         return {"first_norms": self._first_norms, "strikes": self._strikes}
 
@@ -120,13 +110,11 @@ class CollapseGuard(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the learning rate and some images."""
-        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        groups = [group for each in trainer.optimizers for group in each.param_groups]
         rate = max(float(group.get("initial_lr", group["lr"])) for group in groups)
         if rate < _LEAST_RATE:
-            what = f"the learning rate is {rate:g}, so that nothing will be learnt."
-            self._act(trainer, "rate", what)
-        glance = getattr(trainer.train_dataloader, "glance", None)
-        if glance is not None:
+            self._act(trainer, "rate", f"the learning rate is {rate:g}, so that nothing is learnt.")
+        if glance := getattr(trainer.train_dataloader, "glance", None):
             self._look_at(trainer, glance(_LOOKED_AT))
 
     def on_before_optimizer_step(
@@ -135,8 +123,7 @@ class CollapseGuard(Callback):
         """Record the norms of the gradients, before clipping."""
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         self._weights = [weight for weight in weights if weight.grad is not None]
-        gradients = [p.grad for p in self._weights if p.grad is not None]
-        if gradients:
+        if gradients := [p.grad for p in self._weights if p.grad is not None]:
             wide = torch.promote_types(gradients[0].dtype, torch.float32)  # half would overflow
             self._norms = torch.stack(list(foreach_norm(gradients, 2, wide)))
 
@@ -231,11 +218,9 @@ class CollapseGuard(Callback):
         images = rows if names is None else names(step.batch_idx)
         what, remedy = step.culprit(images, pl_module)
         what = f"in batch {step.batch_idx + 1} of epoch {trainer.current_epoch + 1} {what}"
-        damaged = is_damaged(pl_module)
-        if damaged:
+        if damaged := is_damaged(pl_module):
             what += " The weights are not finite any more, and no step can repair them."
-        fatal = damaged or self._strikes >= self.patience
-        self._act(trainer, "fault", f"{what} {remedy}", fatal)
+        self._act(trainer, "fault", f"{what} {remedy}", damaged or self._strikes >= self.patience)
 
     def _act(self, trainer: Trainer, kind: str, what: str, fatal: bool = False) -> None:
         """Warn once of each kind, or end the fit."""

@@ -24,13 +24,11 @@ from duality_ssl.functional import (
 class DualityMonitor(Callback):
     r"""Logs both criteria, the fourth norms against their lower bounds, and the cosines.
 
-    On the embeddings of each view that the criterion saw (all processes), averaged over the
-    views; see :func:`duality_terms` for what each name means. The first batch of every epoch is
-    measured, then every ``every_n_steps``-th of the epoch; an epoch's mean is logged as
-    ``duality/<name>``.
+    On the embeddings of each view that the criterion saw (all processes), averaged over the views
+    and over an epoch: ``duality/<name>``, with the names of :func:`duality_terms`.
 
     Args:
-        every_n_steps: Batches between two measurements within an epoch.
+        every_n_steps: Batches between two measurements within an epoch; the first is measured.
         max_samples: Most rows of each view that are looked at.
 
     Raises:
@@ -77,8 +75,7 @@ class DualityMonitor(Callback):
 def duality_terms(z: Tensor) -> dict[str, Tensor]:
     r"""The quantities of theorem 3.3 and lemma 3.4 for one view's embeddings.
 
-    Rows are normalised to norm 1 for everything but ``rows_fourth_over_bound``, for which the
-    columns are, as the lemma's other half asks; nothing is centred.
+    Rows have norm 1 (for ``rows_fourth_over_bound`` the columns have); nothing is centred.
 
     Args:
         z: Embeddings of shape ``(N, D)``, ``N >= 2``; float32 inside, float64 stays float64.
@@ -91,11 +88,10 @@ def duality_terms(z: Tensor) -> dict[str, Tensor]:
         - ``columns_fourth_over_bound``: :math:`\sum_j \|z_{\cdot j}\|^4` over its lower bound
           :math:`N^2/D`, at least 1 if no row is zero.
         - ``rows_fourth_over_bound``: :math:`\sum_i \|z_{i \cdot}\|^4` over its lower bound
-          :math:`D^2/N`, of z with unit columns, at least 1 if no column is zero.
+          :math:`D^2/N`, at least 1 if no column is zero.
         - ``cosine_mean``, ``cosine_std``: of the N (N - 1) cosines between different samples.
-        - ``theorem_residual``: the difference of the two sides of theorem 3.3 over their size,
-          :math:`|\|z^T z\|_F^2 - \|z z^T\|_F^2| / \|z z^T\|_F^2`, each computed from its own
-          matrix, so that it is a check and not zero by construction.
+        - ``theorem_residual``: of theorem 3.3, each norm computed from its own matrix, as a check:
+          :math:`|\|z^T z\|_F^2 - \|z z^T\|_F^2| / \|z z^T\|_F^2`.
 
     Source: section 3 and supplements D and E of Garrido et al., ICLR 2023.
     """

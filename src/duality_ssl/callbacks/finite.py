@@ -10,10 +10,7 @@ from duality_ssl.callbacks.outputs import gather_strings
 from duality_ssl.distributed import all_reduce_sum
 
 _NAMED = 3  # images or weights that a message names
-_IMAGES = (
-    "Repair or remove these images, or change what makes them so, such as a `std` near 0 of their "
-    "source."
-)
+_IMAGES = "Repair or remove these images, or what makes them so, such as a `std` near 0."
 _DIVERGED = (
     "Try a lower learning rate (--model.base_lr), a longer warm-up (--model.warmup_epochs), or "
     "precision 32-true or bf16-mixed in place of 16-mixed."
@@ -25,25 +22,19 @@ class StepFaults(NamedTuple):
     """Flags of what is NaN or infinite in one step, on its device, without waiting for it."""
 
     batch_idx: int
-    images: Tensor
-    """For the pixels of each image's views, shape ``(N,)``."""
-    embeddings: Tensor
-    """For the embeddings of each image, shape ``(N,)``."""
+    images: Tensor  # shape (N,), for the pixels of all views of an image
+    embeddings: Tensor  # shape (N,)
     loss: Tensor
-    gradients: Tensor
-    """For the gradient of each of the weights that have one; empty before the first step."""
+    gradients: Tensor  # a flag for each of the weights; empty before the first step
     weights: Sequence[nn.Parameter]
 
     def any(self, gradients: bool = True) -> Tensor:
         """Whether any flag is set, shape ``()``; optionally without the gradients."""
-        parts = [self.images, self.embeddings, self.loss[None]]
-        return torch.cat([*parts, self.gradients] if gradients else parts).any()
+        parts = [self.images, self.embeddings, self.loss[None], self.gradients]
+        return torch.cat(parts if gradients else parts[:-1]).any()
 
     def culprit(self, images: Sequence[str], module: nn.Module) -> tuple[str, str]:
-        """Return what failed first, from pixels to gradients, and a remedy.
-
-        Every process calls it with the names of its N images; it waits for the device.
-        """
+        """Return what failed first, from pixels to gradients, and a remedy; call it on all."""
         pixels, embedded = _who(self.images, images), _who(self.embeddings, images)
         if pixels:
             return f"pixels of {pixels} are NaN or infinite.", _IMAGES
@@ -68,11 +59,7 @@ def step_faults(
     weights: Sequence[nn.Parameter],
     norms: Tensor | None,
 ) -> StepFaults:
-    """Flag the parts of a step that are not finite.
-
-    ``images`` are the views, ``(N, ...)`` each, none if unknown; ``embeddings`` theirs, ``(N, D)``;
-    ``norms`` those of the gradients of ``weights``.
-    """
+    """Flag what is not finite in views ``(N, ...)``, their embeddings ``(N, D)`` and gradients."""
     # the sum is not finite if a pixel is not, and takes one pass without temporaries
     sums = [view.sum(tuple(range(1, view.ndim)), dtype=torch.float32) for view in images]
     none = torch.zeros(len(embeddings[0]), device=loss.device)
@@ -93,11 +80,9 @@ def _who(bad: Tensor, names: Sequence[str]) -> str:
     chosen = [name for name, is_bad in zip(names, bad.tolist(), strict=True) if is_bad]
     gathered = gather_strings(chosen, bad.device)
     total = int(all_reduce_sum(torch.tensor(len(names), device=bad.device)))
-    if not gathered:
-        return ""
     if len(gathered) == total:
         return f"all {total} images of the batch"
-    return f"{len(gathered)} of {total} images ({_some(gathered)})"
+    return f"{len(gathered)} of {total} images ({_some(gathered)})" if gathered else ""
 
 
 def _some(names: Sequence[str]) -> str:

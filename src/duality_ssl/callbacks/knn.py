@@ -27,19 +27,15 @@ class FeatureBank:
         while held - len(self._batches[0][1]) >= self.capacity:
             held -= len(self._batches.popleft()[1])
 
-    def _gather(self) -> tuple[Tensor, Tensor]:
-        parts = zip(*self._batches, strict=True)
-        features, labels = (all_gather_rows(torch.cat(part)[-self.capacity :]) for part in parts)
-        return features, labels
+    def state_dict(self) -> dict[str, Any]:
+        """Gather the rows of all processes' banks."""
+        parts = zip(("features", "labels"), zip(*self._batches, strict=True), strict=True)
+        return {name: all_gather_rows(torch.cat(part)[-self.capacity :]) for name, part in parts}
 
     def gather(self) -> tuple[Tensor, Tensor]:
         """Gather features and labels of all processes' banks, labelled rows only."""
-        features, labels = self._gather()
+        features, labels = self.state_dict().values()
         return features[labels >= 0], labels[labels >= 0]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Gather the rows of all processes' banks."""
-        return dict(zip(("features", "labels"), self._gather(), strict=True))
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Add this process's share of the rows of a state."""
@@ -65,8 +61,8 @@ class OnlineKNN(LabelledCallback):
         temperature: Temperature T of the votes ``exp(cosine / T)``.
         bank_size: Most features to search, over all processes.
         num_classes: Number of classes; by default that of the data module. With it, the callback
-            works in any Trainer: ``training_step`` and ``validation_step`` return a dict with
-            ``features``, ``(N, F)`` or a tuple of one a view, and ``labels`` ``(N,)``.
+            works with any module whose steps return ``features`` and ``labels``, see
+            docs/monitoring.md.
 
     Raises:
         ValueError: If an argument is not positive, or a step returns something else.

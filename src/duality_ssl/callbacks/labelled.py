@@ -32,23 +32,21 @@ class LabelledCallback(Callback):
         if num_classes is not None and num_classes < 1:
             raise ValueError(f"Expected `num_classes` of at least 1, but got {num_classes}.")
         self.entries = entries
-        self.num_classes = num_classes
-        self._given = num_classes
+        self.num_classes = self._given = num_classes
         self._accuracies: dict[str, MetricCollection] = {}
         self._warned = False
         self._checked: set[str] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        datamodule = getattr(trainer, "datamodule", None)
-        known = getattr(datamodule, "num_classes", None)
+        known = getattr(getattr(trainer, "datamodule", None), "num_classes", None)
         self.num_classes = known if self._given is None else self._given
         self._checked.clear()
         if self.num_classes is None and stage in ("fit", "validate") and not self._warned:
             name = type(self).__name__
             rank_zero_warn(
-                f"{name} is off: the data has no labels, or no known number of classes. Name a "
-                "labelled set with --data.probe_source or --data.probe_root; for labelled batches "
-                f"in Python, pass {name}(num_classes=...)."
+                f"{name} is off: the data has no labels. Name a labelled set with "
+                "--data.probe_source or --data.probe_root; for labelled batches of your own, pass "
+                f"{name}(num_classes=...)."
             )
             self._warned = True
 
@@ -107,8 +105,7 @@ class LabelledCallback(Callback):
             if highest >= (self.num_classes or 0):
                 raise ValueError(
                     f"Expected labels below the number of classes, {self.num_classes}, but "
-                    f"`{step}` returned {highest}: pass {type(self).__name__}(num_classes=...) "
-                    "with all of them."
+                    f"`{step}` returned {highest}: pass num_classes=... with all of them."
                 )
         return found
 
@@ -128,7 +125,6 @@ def _accuracies(num_classes: int, name: str) -> MetricCollection:
     options: dict[str, Any] = {"average": "micro", "ignore_index": -1, "validate_args": False}
     metrics: dict[str, Metric | MetricCollection] = {
         f"top{k}": MulticlassAccuracy(num_classes, top_k=k, **options)
-        for k in (1, 5)
-        if k == 1 or num_classes > k
+        for k in ((1, 5) if num_classes > 5 else (1,))
     }
     return MetricCollection(metrics, prefix=f"val/{name}_", compute_groups=False)

@@ -13,12 +13,7 @@ from torch.nn.functional import cross_entropy
 from duality_ssl.callbacks.labelled import LabelledCallback
 from duality_ssl.callbacks.means import EpochMeans
 from duality_ssl.callbacks.standardized import StandardizedLinear
-from duality_ssl.distributed import (
-    all_gather_rows,
-    all_reduce_sum,
-    average_gradients,
-    world_size,
-)
+from duality_ssl.distributed import all_gather_rows, all_reduce_sum, average_gradients, world_size
 
 Representation = Literal["backbone", "projector"]
 # the entry of a representation in a step's outputs, and its name in the logs
@@ -37,28 +32,22 @@ class OnlineLinearProbe(LabelledCallback):
 
     If the pretraining data has no labels and the data module has a labelled set for probing
     (``probe_is_pretrain`` False), the heads learn from that set's features at each validation, with
-    one cosine a validation, and keep their weights for the next; mean and variance start anew. A
-    second fit with the same trainer (more epochs) continues with the heads.
+    one cosine a validation, and keep their weights for the next; mean and variance start anew.
 
     Logs ``train/probe_loss``, ``train/probe_top1`` (means over an epoch), ``val/probe_top1`` and
     ``val/probe_top5`` (more than 5 classes), each sample counted once; for the projector
-    ``probe_projector`` in place of ``probe``. Accuracies are fractions. Heads, statistics and
-    optimizer state are in the checkpoint.
+    ``probe_projector`` in place of ``probe``. Accuracies are fractions.
 
     Args:
-        representations: What is probed: ``backbone``, the features that are kept after
-            pretraining, ``projector``, the embeddings that the criterion sees, or both.
-        learning_rate: Peak learning rate of AdamW. Values from 0.1 to 1 suit features of 128 and of
-            2048 dimensions and runs of 75 steps or more.
+        representations: ``backbone`` (features), ``projector`` (embeddings), or both.
+        learning_rate: Peak learning rate of AdamW; 0.1 to 1 suit 128 to 2048 features.
         weight_decay: Weight decay of AdamW.
         num_classes: Number of classes; by default that of the data module. With it, the probe works
-            in any Trainer: ``training_step`` and ``validation_step`` return a dict with
-            ``features`` (``embeddings`` for the projector), ``(N, F)`` or a tuple of one a view,
-            and ``labels`` ``(N,)``.
+            with any module whose steps return ``features`` (``embeddings`` for the projector) and
+            ``labels``, see docs/monitoring.md.
 
     Raises:
-        ValueError: For an unknown representation, a checkpoint with heads of other shapes, or a
-            step that returns something else.
+        ValueError: If a representation, a checkpoint or the outputs of a step do not fit.
 
     Source: supplement C of Garrido et al., ICLR 2023: the online classifier tracks the offline one.
     """
@@ -71,15 +60,13 @@ class OnlineLinearProbe(LabelledCallback):
         num_classes: int | None = None,
     ) -> None:
         super().__init__([_OUTPUTS.get(name, name) for name in representations], num_classes)
-        unknown = [name for name in representations if name not in _OUTPUTS]
-        if unknown or not representations:
+        if not representations or not {*representations} <= _OUTPUTS.keys():
             raise ValueError(
                 f"Expected `representations` to be some of {sorted(_OUTPUTS)}, "
                 f"but got {list(representations)}."
             )
         self.representations: tuple[str, ...] = tuple(dict.fromkeys(representations))
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.heads = nn.ModuleDict()
         self._optimizer: torch.optim.Optimizer | None = None
         self._restored: dict[str, Any] | None = None
@@ -154,7 +141,6 @@ class OnlineLinearProbe(LabelledCallback):
             self._means.add(self._step(features, labels, progress, seen=self._steps), size)
 
     def scores(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Compute the logits of each head."""
         return {_NAMES[name]: head(rows[_OUTPUTS[name]]) for name, head in self.heads.items()}
 
     # validation may build the heads, and later training steps update them
@@ -192,11 +178,7 @@ class OnlineLinearProbe(LabelledCallback):
     def _step(
         self, features: Mapping[str, Tensor], labels: Tensor, progress: float, seen: int
     ) -> dict[str, Tensor]:
-        """Take one step of all heads; return their losses and accuracies.
-
-        ``progress`` is the position on the cosine, from 0 to 1; ``seen`` the number of batches in
-        the running statistics.
-        """
+        """Take a step of all heads, at ``progress`` in 0 to 1; return losses and accuracies."""
         optimizer = cast(torch.optim.Optimizer, self._optimizer)
         labels = _outside_inference(labels)
         known = labels >= 0

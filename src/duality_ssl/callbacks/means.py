@@ -14,8 +14,7 @@ _WEIGHT = "weight"  # beside the metrics, whose names have a slash
 class EpochMeans:
     """Weighted means of metrics over an epoch and all processes.
 
-    Lightning keeps those of ``self.log(..., on_epoch=True)`` in no checkpoint. A callback calls
-    each method in the hook that fits, and makes the state a part of its own.
+    Lightning keeps those of ``self.log(..., on_epoch=True)`` in no checkpoint.
     """
 
     def __init__(self) -> None:

@@ -14,16 +14,11 @@ from torch import Tensor
 from duality_ssl.batches import describe
 from duality_ssl.distributed import all_gather_rows, rank, world_size
 
-# rows of one process sent at a time
-_ROWS = 2**14
+_ROWS = 2**14  # of one process sent at a time
 
 
 def views(outputs: Any, name: str, step: str) -> list[Tensor]:
-    """Read an entry of a step's outputs: the rows of each view, detached.
-
-    Raises:
-        ValueError: If it is not a tensor ``(N, F)``, or a tuple or list of one a view.
-    """
+    """Read an entry of a step's outputs: the rows ``(N, F)`` of each view, detached."""
     entry = outputs.get(name) if isinstance(outputs, Mapping) else None
     parts = list(entry) if isinstance(entry, tuple | list) else [entry]
     rows = [part.detach() for part in parts if isinstance(part, Tensor) and part.ndim == 2]
@@ -37,11 +32,7 @@ def views(outputs: Any, name: str, step: str) -> list[Tensor]:
 
 
 def step_rows(outputs: Any, names: Sequence[str], step: str) -> dict[str, Tensor]:
-    """Read entries of a step's outputs, one view after the other; ``labels`` once for each view.
-
-    Raises:
-        ValueError: If an entry is missing or of another shape.
-    """
+    """Read entries of a step's outputs, one view after the other; ``labels`` once for each view."""
     parts = {name: views(outputs, name, step) for name in names if name != "labels"}
     found = {name: torch.cat(each) if each[1:] else each[0] for name, each in parts.items()}
     if "labels" in names:
@@ -54,19 +45,11 @@ def step_rows(outputs: Any, names: Sequence[str], step: str) -> dict[str, Tensor
                 f"of its N = {len(first[0])} samples (-1 for unlabelled ones), but got {got}."
             )
         found["labels"] = labels.long().repeat(len(first))
-    if len({len(entry) for entry in found.values()}) > 1:
-        raise ValueError(
-            f"Expected `{step}` to return as many views of as many samples in each of "
-            f"{list(parts)}, but got {', '.join(map(describe, parts.values()))}."
-        )
     return found
 
 
 class OutputStore:
-    """Rows of named entries of the steps' outputs, kept on a device, by default their own.
-
-    Every step has to return the entries in ``names``; those in ``optional`` are kept if it does.
-    """
+    """Rows of entries of the steps' outputs, on ``device`` or their own; some are optional."""
 
     def __init__(
         self, names: Sequence[str], optional: Sequence[str] = (), device: str | None = None
@@ -87,10 +70,9 @@ class OutputStore:
             self._rows[name].append(entry[:limit].to(self.device))
 
     def gather(self, device: torch.device) -> dict[str, Tensor]:
-        """Gather the rows of all processes in rank order on the first one; empty the store.
+        """Gather the rows of all processes on the first one, in rank order; empty the store.
 
-        They are sent in pieces through ``device``, so that a large set on the host does not have to
-        fit into the memory of an accelerator. The other processes get an empty dictionary.
+        They are sent through ``device``, in pieces that fit. The other processes get no rows.
         """
         gathered = {}
         for name, rows in self._rows.items():
@@ -129,9 +111,8 @@ def gather_strings(strings: Sequence[str], device: torch.device) -> list[str]:
 def output_path(trainer: Trainer, filename: str) -> Path:
     """Path of a file about the checkpoint in use, beside it.
 
-    A file about ``best.ckpt`` has ``-best`` in its name (``evaluation-best.json``), and so on; one
-    about ``last.ckpt`` has the plain name. Without a checkpoint the file is in the run's folder.
-    Every process has to call this function, since they agree on that folder.
+    ``evaluation-best.json`` is about ``best.ckpt``, ``evaluation.json`` about ``last.ckpt``.
+    Without a checkpoint it is in the run's folder, which all processes agree on: call it on all.
     """
     run = trainer.log_dir or trainer.default_root_dir
     if not trainer.ckpt_path:

@@ -16,8 +16,7 @@ class FeatureWriter(Callback):
     ``features`` ``(N, F)`` and, if the step returns them, ``embeddings`` ``(N, D)`` are float32,
     ``labels`` ``(N,)`` int64 (-1 is unlabelled); ``paths`` ``(N,)`` are those of image files. The
     file is a NumPy archive without pickles, read with ``numpy.load("features.npz")``, beside the
-    checkpoint (in the run's folder without one): ``features.npz`` for ``last.ckpt``,
-    ``features-best.npz`` for ``best.ckpt``. Rows are in the order of the predict loader; with
+    checkpoint (in the run's folder without one). Rows are in the order of the predict loader; with
     several processes, those of the first come first.
 
     Args:

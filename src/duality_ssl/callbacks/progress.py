@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
@@ -22,7 +22,6 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """All seconds of training."""
         return self.waited + self.stepped
 
     def start(self) -> None:
@@ -44,26 +43,50 @@ class Stopwatch:
         return self._mark - before
 
 
-class RunSummary(Callback):
-    """Prints at the end of a fit how many images a second it trained on, and how long it waited.
+class RunProgress(TQDMProgressBar):
+    """Loss, online probe and images a second: a bar in a terminal, a line per epoch elsewhere.
 
-    Images are counted once (not per view) over all processes. The time is that of training, without
-    validation; waiting is the share of it between batches, in this process: loading, transfer, and
+    A last line has the images a second of the fit and the share of the time that it waited. Images
+    are counted once (not per view) over all processes. The time is that of training, without
+    validation; waiting is the time between batches, in this process: loading, transfer, and
     augmentation on the host. Put this callback last: the time of those after it counts as waiting.
+
+    Args:
+        refresh_rate: Batches between two updates of the bar, which wait for the device; 0 for the
+            last line alone.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, refresh_rate: int = 10) -> None:
+        super().__init__(refresh_rate=refresh_rate)
         self._watch = Stopwatch()
         self._before_epoch = (0, 0.0)
         self._loss: Tensor | None = None
+        self._loss_sum: Tensor | float = 0.0
+        self._batches = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"loss_sum": self._loss_sum, "batches": self._batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loss_sum, self._batches = state_dict["loss_sum"], state_dict["batches"]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Show no bar in a file or a pipe."""
+        super().setup(trainer, pl_module, stage)
+        if not sys.stdout.isatty():
+            self.disable()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the bar, perhaps in the middle of an epoch."""
         super().on_train_start(trainer, pl_module)
         self._watch, self._before_epoch = Stopwatch(), (0, 0.0)
+        self.train_progress_bar.total = trainer.num_training_batches
+        self.train_progress_bar.set_description(_epoch(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
+        self.train_progress_bar.set_description(_epoch(trainer))  # Lightning counts from 0
+        self._loss_sum, self._batches = 0.0, 0
         self._watch.start()
         self._before_epoch = (self._watch.images, self._watch.seconds)
 
@@ -76,6 +99,8 @@ class RunSummary(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._loss = outputs["loss"].detach()
+        self._loss_sum = self._loss_sum + self._loss
+        self._batches += 1
         self._watch.batch_ends(extract_batch_size(batch) * world_size())
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
@@ -86,12 +111,19 @@ class RunSummary(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restart the clock after a validation within training."""
         super().on_validation_end(trainer, pl_module)
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._watch.start()
+        self._watch.start()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the epoch's line where there is no bar."""
         self._stop()
         super().on_train_epoch_end(trainer, pl_module)
+        if trainer.is_global_zero and self.refresh_rate and self.is_disabled:
+            metrics = self.get_metrics(trainer, pl_module)
+            if self._batches:
+                metrics["loss"] = f"{float(self._loss_sum) / self._batches:.4g}"
+            speed = f"{metrics.pop('images/s')} images/s"
+            figures = [f"{name} {value}" for name, value in metrics.items()]
+            print("  ".join([_epoch(trainer), *figures, speed]), flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
@@ -101,86 +133,20 @@ class RunSummary(Callback):
             rate = f"{images / seconds:,.0f} images/s, {waited}."
             print(f"Trained on {images:,} images in {seconds:.1f} s: {rate}", flush=True)
 
-    def _images_per_second(self) -> float:
-        """Of this epoch; 0 before its first batch."""
-        images, seconds = self._before_epoch
-        trained = self._watch.images - images
-        return trained / (self._watch.seconds - seconds) if trained else 0.0
-
-    def _stop(self) -> None:
-        if self._loss is not None:
-            self._loss.item()  # wait for the device, which is behind the host
-        self._watch.batch_ends()
-
-
-class RunProgress(RunSummary, TQDMProgressBar):
-    """Loss, online probe and images a second: a bar in a terminal, a line per epoch elsewhere.
-
-    At the end it prints the line of `RunSummary`.
-
-    Args:
-        refresh_rate: Batches between two updates of the bar, which wait for the device; 0 for no
-            bar.
-        leave: Keep the bar of every epoch on the screen.
-    """
-
-    def __init__(self, refresh_rate: int = 10, leave: bool = False) -> None:
-        super().__init__(refresh_rate=refresh_rate, leave=leave)
-        self._loss_sum: Tensor | float = 0.0
-        self._batches = 0
-
-    @property
-    def state_key(self) -> str:
-        """The same as without a bar, so that a run can be resumed with or without one."""
-        return RunSummary.__qualname__
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"loss_sum": self._loss_sum, "batches": self._batches}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loss_sum, self._batches = state_dict["loss_sum"] or 0.0, state_dict["batches"]
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Show no bar in a file or a pipe."""
-        super().setup(trainer, pl_module, stage)
-        if not sys.stdout.isatty():
-            self.disable()
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the bar, perhaps in the middle of an epoch."""
-        super().on_train_start(trainer, pl_module)
-        self.train_progress_bar.total = trainer.num_training_batches
-        self.train_progress_bar.set_description(_epoch(trainer))
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._loss_sum, self._batches = 0.0, 0
-        super().on_train_epoch_start(trainer, pl_module)
-        self.train_progress_bar.set_description(_epoch(trainer))  # Lightning counts from 0
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._loss_sum = self._loss_sum + outputs["loss"].detach()
-        self._batches += 1
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the epoch's line where there is no bar."""
-        super().on_train_epoch_end(trainer, pl_module)
-        if trainer.is_global_zero and self.is_disabled:
-            metrics = self.get_metrics(trainer, pl_module)
-            if self._batches:
-                metrics["loss"] = f"{float(self._loss_sum) / self._batches:.4g}"
-            speed = f"{metrics.pop('images/s')} images/s"
-            figures = [f"{name} {value}" for name, value in metrics.items()]
-            print("  ".join([_epoch(trainer), *figures, speed]), flush=True)
-
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """What the bar shows: the last loss, the last probe top-1, images a second."""
         metrics = {} if self._loss is None else {"loss": f"{self._loss.item():.4g}"}
         if (top1 := trainer.callback_metrics.get("val/probe_top1")) is not None:
             metrics["probe top-1"] = f"{top1.item():.1%}"
-        return {**metrics, "images/s": f"{self._images_per_second():,.0f}"}
+        images, seconds = self._before_epoch
+        trained = self._watch.images - images
+        rate = trained / (self._watch.seconds - seconds) if trained else 0.0
+        return {**metrics, "images/s": f"{rate:,.0f}"}
+
+    def _stop(self) -> None:
+        if self._loss is not None:
+            self._loss.item()  # wait for the device, which is behind the host
+        self._watch.batch_ends()
 
 
 def _epoch(trainer: Trainer) -> str:

@@ -20,11 +20,10 @@ class RankMe(Callback):
 
     with the singular values of the ``(N, D)`` matrix, not centred. Logs ``val/rankme_features``
     (backbone features) and, if ``validation_step`` returns ``embeddings``, ``val/rankme``
-    (projector outputs), over all processes; NaN if a value is not finite. Every validation batch
-    contributes the same share of ``max_samples``.
+    (projector outputs), over all processes; NaN if a value is not finite.
 
     Args:
-        max_samples: Most samples, over all processes.
+        max_samples: Most samples over all processes, the same share of each batch.
 
     Raises:
         ValueError: If ``max_samples`` is below 2.
@@ -54,9 +53,8 @@ class RankMe(Callback):
             return
         per_process = max(1, self.max_samples // world_size())
         batches = min(trainer.num_val_batches[dataloader_idx], per_process)
-        share = per_process // int(batches)
         # the set may be sorted by class: take a part of every batch
-        limit = max(0, min(share, per_process - len(self._store)))
+        limit = max(0, min(per_process // int(batches), per_process - len(self._store)))
         self._store.add(outputs, "validation_step", limit)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

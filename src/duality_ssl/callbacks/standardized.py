@@ -20,8 +20,7 @@ class StandardizedLinear(nn.Module):
     Args:
         num_features: Number F of features.
         num_classes: Number C of classes.
-        momentum: Weight of the newest batch in the running statistics (the first batches are
-            averaged evenly).
+        momentum: Weight of a batch in the running statistics; the first are averaged evenly.
     """
 
     def __init__(self, num_features: int, num_classes: int, momentum: float = 0.1) -> None:

@@ -31,13 +31,11 @@ class ViewGrid(Callback):
                 "Expected `num_images` >= 1 and `every_n_epochs` >= 0, but got "
                 f"{num_images} and {every_n_epochs}."
             )
-        self.num_images = num_images
-        self.every_n_epochs = every_n_epochs
+        self.num_images, self.every_n_epochs = num_images, every_n_epochs
         self._drawn = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw at the first batch, also in a resumed run."""
-        self._drawn = False
+        self._drawn = False  # the first batch of a resumed run is drawn, too
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -58,16 +56,9 @@ class ViewGrid(Callback):
 
 
 def view_grid(first: Tensor, second: Tensor, mean: Any = None, std: Any = None) -> Tensor:
-    """Arrange pairs of images in a grid, four in a row, the two views of an image side by side.
+    """Arrange views ``(N, C, H, W)`` in a uint8 image ``(3, H', W')``, four pairs in a row.
 
-    Args:
-        first: First views, of shape ``(N, C, H, W)``; the first channel is shown unless C = 3.
-        second: Second views, of the same shape.
-        mean: Mean that was subtracted, a number a channel, or None.
-        std: Standard deviation that was divided by, a number a channel, or None.
-
-    Returns:
-        Image of shape ``(3, H', W')``, uint8, on the CPU.
+    The first channel is shown unless C = 3. ``mean`` and ``std`` undo a normalization.
     """
     from torchvision.utils import make_grid  # slow to import
 

@@ -268,8 +268,9 @@ class Command(LightningCLI):
             run = run_of(self.checkpoint) if self.checkpoint else self.folder
             settings["logger"] = named_loggers(run, self.named)
         quiet = settings["enable_progress_bar"] is False
+        settings["enable_progress_bar"] = True  # of ours, also for the last line alone
         # last: what comes after it counts as waiting for data
-        chosen.append(callbacks.RunSummary() if quiet else callbacks.RunProgress())
+        chosen.append(callbacks.RunProgress(0) if quiet else callbacks.RunProgress())
         plugins = settings["plugins"]
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -311,10 +312,7 @@ class Command(LightningCLI):
 
 @contextmanager
 def end_together(trainer: Trainer) -> Iterator[None]:
-    """Kill the processes that this one has started if it fails.
-
-    Lightning ends them only when one of them dies: a process that hangs would stay, with its GPU.
-    """
+    """Kill the processes that this one has started if it fails; one that hangs would stay."""
     try:
         yield
     except Exception as error:

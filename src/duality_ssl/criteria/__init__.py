@@ -1,4 +1,7 @@
-"""Criteria: ``criterion(z1, z2)`` of two ``(N, D)`` views gives ``"loss"`` and its named terms."""
+"""Criteria: ``criterion(z1, z2)`` of two ``(N, D)`` views gives ``"loss"`` and its named terms.
+
+Weights are at least 0; an argument out of its range is refused with a ``ValueError``.
+"""
 
 from duality_ssl.criteria.barlow_twins import BarlowTwins
 from duality_ssl.criteria.base import Criterion

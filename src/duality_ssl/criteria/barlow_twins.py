@@ -27,9 +27,6 @@ class BarlowTwins(Criterion):
         redundancy: Weight :math:`\lambda` of the off-diagonal sum.
         scale: Factor s of the whole loss, positive.
 
-    Raises:
-        ValueError: If the weight is negative or the scale not positive.
-
     Reference: Zbontar et al., ICML 2021, eq. 1, https://arxiv.org/abs/2103.03230
 
     Example:
@@ -46,7 +43,6 @@ class BarlowTwins(Criterion):
         self.scale = scale
 
     def terms(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
-        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
         diagonal, redundancy = cross_correlation(z1, z2, group)
         invariance = (1 - diagonal).square().sum()
         loss = self.scale * (invariance + self.redundancy * redundancy)

@@ -23,9 +23,6 @@ class TCR(Criterion):
         invariance: Weight :math:`\lambda` of the cosines.
         distortion: :math:`\epsilon^2`, positive.
 
-    Raises:
-        ValueError: If the distortion is not positive, or the weight is negative.
-
     Reference: Li et al., *Neural manifold clustering and embedding*, 2022,
     https://arxiv.org/abs/2201.10000
 
@@ -43,7 +40,6 @@ class TCR(Criterion):
         self.distortion = distortion
 
     def terms(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
-        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
         h1, h2 = normalize_rows(z1), normalize_rows(z2)
         invariance = -group.mean((h1 * h2).sum(dim=1))
         rate1, rate2 = (coding_rate(h, self.distortion, group) for h in (h1, h2))

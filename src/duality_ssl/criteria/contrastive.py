@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from duality_ssl.criteria.base import Criterion, check_choice, check_positive
+from duality_ssl.criteria.base import Criterion, check_positive
 from duality_ssl.distributed import SINGLE, Group
 from duality_ssl.functional import (
     contrast_logits,
@@ -20,50 +20,7 @@ from duality_ssl.functional.logsumexp import Similarity, logsumexp_memory
 Normalization = Literal["embeddings", "centered", "standardized"]
 
 
-class _PairContrast(Criterion):
-    """What SimCLR and DCL share: the logits of each sample's positive and of its negatives."""
-
-    def __init__(
-        self, temperature: float, similarity: Similarity, normalization: Normalization
-    ) -> None:
-        super().__init__()
-        check_positive(temperature=temperature)
-        check_choice("similarity", similarity, get_args(Similarity))
-        check_choice("normalization", normalization, get_args(Normalization))
-        self.temperature = temperature
-        self.similarity = similarity
-        self.normalization = normalization
-
-    def normalize(self, z: Tensor, group: Group = SINGLE) -> Tensor:
-        """Normalise the rows or the dimensions of one view, shape ``(n, D)``."""
-        if self.normalization == "embeddings":
-            return normalize_rows(z)
-        if self.normalization == "centered":
-            return normalize_centered_rows(z, group=group)
-        n, d = group.world_size * len(z), z.shape[1]
-        return standardize_columns(z, (n / d) ** 0.5, group)
-
-    def logits(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> tuple[Tensor, Tensor]:
-        """Compute the logits of the positives and the log-sum-exps of the negatives.
-
-        Args:
-            z1: Embeddings of the first view, shape ``(n, D)``, this process's rows of the batch.
-            z2: Embeddings of the second view, shape ``(n, D)``.
-            group: Processes that share the batch.
-
-        Returns:
-            Similarity over temperature of the positive pairs, shape ``(n,)``, and the log-sum-exp
-            over the ``2 N - 2`` negatives of each sample in both views, shape ``(n, 2)``.
-        """
-        h1, h2 = self.normalize(z1, group), self.normalize(z2, group)
-        return contrast_logits(h1, h2, self.temperature, self.similarity, group)
-
-    def memory(self, n: int, d: int) -> int:
-        """Estimate the values that a step keeps; see :meth:`Criterion.memory`."""
-        return 5 * 2 * n * d + logsumexp_memory(2 * n)
-
-
-class SimCLR(_PairContrast):
+class SimCLR(Criterion):
     r"""NT-Xent: each of the 2N samples must find its partner among all the others.
 
     .. math:: L = \frac{1}{2N} \sum_i \Bigl(-\frac{s_i^+}{\tau}
@@ -84,9 +41,6 @@ class SimCLR(_PairContrast):
             :math:`\sqrt{N/D}` instead of normalising rows (B), the similarity then being a dot
             product of rows that have unit norm on average only.
 
-    Raises:
-        ValueError: If the temperature is not positive, or a name is unknown.
-
     Reference: Chen et al., ICML 2020, eq. 1, https://arxiv.org/abs/2002.05709; -sq and
     -abs: Garrido et al., ICLR 2023, proposition 3.2, https://arxiv.org/abs/2206.02574
 
@@ -102,17 +56,38 @@ class SimCLR(_PairContrast):
         similarity: Similarity = "cosine",
         normalization: Normalization = "embeddings",
     ) -> None:
-        super().__init__(temperature, similarity, normalization)
+        super().__init__()
+        check_positive(temperature=temperature)
+        _check_choice("similarity", similarity, get_args(Similarity))
+        _check_choice("normalization", normalization, get_args(Normalization))
+        self.temperature = temperature
+        self.similarity: Similarity = similarity
+        self.normalization = normalization
 
     def terms(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
-        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
         positives, negatives = self.logits(z1, z2, group)
         invariance = -group.mean(positives)
         contrast = group.mean(torch.logaddexp(negatives, positives[:, None]))
         return {"loss": invariance + contrast, "invariance": invariance, "contrast": contrast}
 
+    def logits(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> tuple[Tensor, Tensor]:
+        """Compute :func:`~duality_ssl.functional.contrast_logits` of the normalised views."""
+        h1, h2 = self._normalized(z1, group), self._normalized(z2, group)
+        return contrast_logits(h1, h2, self.temperature, self.similarity, group)
 
-class DCL(_PairContrast):
+    def _normalized(self, z: Tensor, group: Group) -> Tensor:
+        if self.normalization == "embeddings":
+            return normalize_rows(z)
+        if self.normalization == "centered":
+            return normalize_centered_rows(z, group=group)
+        n, d = group.world_size * len(z), z.shape[1]
+        return standardize_columns(z, (n / d) ** 0.5, group)
+
+    def memory(self, n: int, d: int) -> int:
+        return 5 * 2 * n * d + logsumexp_memory(2 * n)
+
+
+class DCL(SimCLR):
     r"""Decoupled contrastive learning: SimCLR with the positive left out of the log-sum.
 
     .. math:: L = \frac{1}{2N} \sum_i \Bigl(-\frac{s_i^+}{\tau}
@@ -125,9 +100,6 @@ class DCL(_PairContrast):
         similarity: ``cosine``, ``squared`` (DCL-sq, :math:`\cos^2`) or ``absolute`` (DCL-abs), for
             positives and negatives alike.
         normalization: ``embeddings``, ``centered`` or ``standardized``; see :class:`SimCLR`.
-
-    Raises:
-        ValueError: If the temperature is not positive, or a name is unknown.
 
     Reference: Yeh et al., ECCV 2022, section 3, https://arxiv.org/abs/2110.06848; -sq and
     -abs: Garrido et al., ICLR 2023, proposition 3.2, https://arxiv.org/abs/2206.02574
@@ -147,7 +119,6 @@ class DCL(_PairContrast):
         super().__init__(temperature, similarity, normalization)
 
     def terms(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
-        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
         positives, negatives = self.logits(z1, z2, group)
         invariance, contrast = -group.mean(positives), group.mean(negatives)
         return {"loss": invariance + contrast, "invariance": invariance, "contrast": contrast}
@@ -168,9 +139,6 @@ class SpectralContrastive(Criterion):
     Args:
         mu: :math:`\mu`, positive: the *squared* radius of the ball.
 
-    Raises:
-        ValueError: If ``mu`` is not positive.
-
     Reference: HaoChen et al., NeurIPS 2021, section 3.2 (the ball: its appendix on experiments),
     https://arxiv.org/abs/2106.04156
 
@@ -186,10 +154,14 @@ class SpectralContrastive(Criterion):
         self.mu = mu
 
     def terms(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
-        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
         a, b = (project_to_ball(z, self.mu**0.5) for z in (z1, z2))
         products, squares = cross_gram(a, b, group)
         n = group.world_size * len(products)
         invariance = -2 * group.mean(products) / self.mu
         contrast = squares / (n * (n - 1) * self.mu)
         return {"loss": invariance + contrast, "invariance": invariance, "contrast": contrast}
+
+
+def _check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise ValueError(f"Expected `{name}` to be one of {[*valid]}, but got {value!r}.")

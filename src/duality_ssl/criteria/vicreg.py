@@ -37,9 +37,6 @@ class VICReg(Criterion):
         variance: Weight :math:`\mu`.
         covariance: Weight :math:`\nu`.
 
-    Raises:
-        ValueError: If a weight is negative.
-
     Reference: Bardes et al., ICLR 2022, eq. 6, https://arxiv.org/abs/2105.04906
 
     Example:
@@ -50,32 +47,18 @@ class VICReg(Criterion):
 
     def __init__(self, invariance: float = 25, variance: float = 25, covariance: float = 1) -> None:
         super().__init__()
-        check_positive(
-            or_zero=True, invariance=invariance, variance=variance, covariance=covariance
-        )
-        self.invariance = invariance
-        self.variance = variance
-        self.covariance = covariance
+        weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
+        check_positive(or_zero=True, **weights)
+        self.invariance, self.variance, self.covariance = invariance, variance, covariance
 
     def terms(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
-        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
         variance = (variance_hinge(z1, group) + variance_hinge(z2, group)) / 2
         covariance = squared_covariance(z1, group) + squared_covariance(z2, group)
-        invariance = group.mean(mse_loss(z1, z2))
-        return self._weighted(invariance, variance, covariance)
+        return self._weighted(group.mean(mse_loss(z1, z2)), variance, covariance)
 
-    def _weighted(
-        self, invariance: Tensor, variance: Tensor, covariance: Tensor
-    ) -> dict[str, Tensor]:
-        loss = (
-            self.invariance * invariance + self.variance * variance + self.covariance * covariance
-        )
-        return {
-            "loss": loss,
-            "invariance": invariance,
-            "variance": variance,
-            "covariance": covariance,
-        }
+    def _weighted(self, inv: Tensor, var: Tensor, cov: Tensor) -> dict[str, Tensor]:
+        loss = self.invariance * inv + self.variance * var + self.covariance * cov
+        return {"loss": loss, "invariance": inv, "variance": var, "covariance": cov}
 
 
 class VICRegExp(VICReg):
@@ -92,9 +75,6 @@ class VICRegExp(VICReg):
         variance: Weight of the hinge on the standard deviations.
         covariance: Weight of :math:`c_{\exp}(z_1) + c_{\exp}(z_2)`.
         temperature: :math:`\tau`, positive.
-
-    Raises:
-        ValueError: If the temperature is not positive, or a weight is negative.
 
     Reference: Garrido et al., ICLR 2023, eq. 11-12, https://arxiv.org/abs/2206.02574
 
@@ -118,15 +98,12 @@ class VICRegExp(VICReg):
         self.temperature = temperature
 
     def terms(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
-        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
         variance = (variance_hinge(z1, group) + variance_hinge(z2, group)) / 2
         lse1 = covariance_logsumexp(z1, self.temperature, group)
         lse2 = covariance_logsumexp(z2, self.temperature, group)
-        invariance = group.mean(mse_loss(z1, z2))
-        return self._weighted(invariance, variance, lse1 + lse2)
+        return self._weighted(group.mean(mse_loss(z1, z2)), variance, lse1 + lse2)
 
     def memory(self, n: int, d: int) -> int:
-        """Estimate the values that a step keeps; see :meth:`Criterion.memory`."""
         return 4 * 2 * n * d + 2 * logsumexp_memory(d)
 
 
@@ -149,9 +126,6 @@ class VICRegCtr(VICRegExp):
         covariance: Weight :math:`\nu` of :math:`c_{ctr}(z_1) + c_{ctr}(z_2)`.
         temperature: :math:`\tau`, positive.
 
-    Raises:
-        ValueError: If the temperature is not positive, or a weight is negative.
-
     Reference: Garrido et al., ICLR 2023, eq. 13 and table 1, https://arxiv.org/abs/2206.02574
 
     Example:
@@ -170,14 +144,11 @@ class VICRegCtr(VICRegExp):
         super().__init__(invariance, variance, covariance, temperature)
 
     def terms(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
-        """Compute the loss and its terms; see :meth:`Criterion.terms`."""
         c1, c2 = centered(z1, group), centered(z2, group)
         variance = group.mean((variance_hinge(c1.T) + variance_hinge(c2.T)) / 2)
         lse1 = sample_logsumexp(c1, self.temperature, group)
         lse2 = sample_logsumexp(c2, self.temperature, group)
-        invariance = group.mean(mse_loss(z1, z2))
-        return self._weighted(invariance, variance, lse1 + lse2)
+        return self._weighted(group.mean(mse_loss(z1, z2)), variance, lse1 + lse2)
 
     def memory(self, n: int, d: int) -> int:
-        """Estimate the values that a step keeps; see :meth:`Criterion.memory`."""
         return 4 * 2 * n * d + 2 * logsumexp_memory(n)

@@ -1,5 +1,6 @@
 """The data module: two augmented views for pretraining, plain images for everything else."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from duality_ssl.data.datasets import (
 )
 from duality_ssl.data.loader import BatchLoader, outlive_signals
 from duality_ssl.data.sampler import EvalBatches, TrainBatches, draw_subset
-from duality_ssl.data.sources import Folder, Split, create_source
+from duality_ssl.data.sources import Split, create_source
 from duality_ssl.data.sources.base import Labels
 from duality_ssl.distributed import process_group, world_size
 from duality_ssl.randomness import HOLD_OUT, derive_seed
@@ -69,8 +70,8 @@ class SSLDataModule(LightningDataModule):
             hyper-parameters on. 0 leaves the splits as they are.
 
     Raises:
-        ValueError: If an argument is out of range or a source unknown, at once; if the set is
-            smaller than one batch or a batch is one image, when its loader is made.
+        ValueError: If an argument is out of range or a source unknown; if the set is smaller than a
+            batch, or a batch is one image, when its loader is made.
     """
 
     def __init__(
@@ -102,9 +103,6 @@ class SSLDataModule(LightningDataModule):
             raise ValueError(
                 f"Expected `data.validation` to be a fraction, 0 or more, but got {validation}."
             )
-        _one_of("on_bad_image", on_bad_image, ("error", "skip"))
-        _one_of("predict_split", predict_split, ("train", "val"))
-        _one_of("labels", labels, ("auto", "folder", "none"))
         self.source = source
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -112,7 +110,6 @@ class SSLDataModule(LightningDataModule):
         self.views = (view1, view2.of(view1))
         self.on_bad_image: Literal["error", "skip"] = on_bad_image
         self.predict_split: Literal["train", "val"] = predict_split
-        self.labels = labels
         self.seed = seed
         self.validation = validation
         options: dict[str, Any] = {"download": download, "labels": labels, "seed": seed}
@@ -121,20 +118,14 @@ class SSLDataModule(LightningDataModule):
         if self._names_probe:
             options["labels"] = "auto" if labels == "none" else labels
             self._probe = create_source(probe_source or source, probe_root, **options)
-        folders = [each for each in (self._pretrain, self._probe) if isinstance(each, Folder)]
-        if labels != "auto" and not folders:
-            raise ValueError(
-                f"Expected `data.labels` to be auto with the source `{source}`, but got "
-                f"{labels!r}: it says how folders of images are read."
-            )
         self.mean, self.std = self._pretrain.mean, self._pretrain.std
         """Mean and deviation of each channel, for values in [0, 1], to normalise with."""
         self.channels = self._pretrain.channels
         self.image_size = self._pretrain.image_size if image_size is None else image_size
         if self._probe.channels > self.channels:
             raise ValueError(
-                f"Expected `data.probe_source` to be grey as `{source}` is, but `{probe_source}` "
-                "is RGB: a network for one channel cannot see it."
+                f"Expected `data.probe_source` to be grey as `{source}` is, but "
+                f"`{probe_source}` is RGB."
             )
         self._augmentations = [
             Augmentation(view, self.image_size, self.mean, self.std) for view in self.views
@@ -160,11 +151,10 @@ class SSLDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read (or list) the images of the stage, so that missing files are found at once."""
         if self._names_probe and self.num_classes is None:
-            named = self._probe.root or self._probe
             raise ValueError(
-                "Expected `data.probe_source` and `data.probe_root` to name labelled images, "
-                f"but those of `{named}` have no labels: sort them into train/<class>/ and "
-                "val/<class>/, or name another set."
+                "Expected `data.probe_source` and `data.probe_root` to name labelled images, but "
+                f"those of `{self._probe.root}` have no labels: sort them into train/<class>/ and "
+                "val/<class>/."
             )
         if stage in ("fit", None):
             self._pretrain_images()
@@ -176,17 +166,15 @@ class SSLDataModule(LightningDataModule):
         """Raise ``ValueError`` unless the set fills a batch of this many processes."""
         if self.batch_size < 2:
             raise ValueError(
-                "Expected `data.batch_size` to be 2 or more for training, which compares images "
-                f"with each other, but got {self.batch_size}."
+                "Expected `data.batch_size` to be 2 or more for training, but got "
+                f"{self.batch_size}."
             )
         images, wanted = len(self._pretrain_images()), self.batch_size * processes
         if images < wanted:
-            most = images // processes
-            remedy = f"set `data.batch_size` to {most} or less" if most > 1 else "add images"
             raise ValueError(
                 f"Expected at least one batch of {wanted} images (`data.batch_size` "
                 f"{self.batch_size}, {processes} processes), but the pretraining set "
-                f"`{self.source}` has {images}: {remedy}."
+                f"`{self.source}` has {images}: lower `data.batch_size` or add images."
             )
 
     def train_dataloader(self) -> BatchLoader:
@@ -258,8 +246,9 @@ class SSLDataModule(LightningDataModule):
             images = self._load("pretrain")
             if self.subset is not None:
                 images = images.subset(draw_subset(images.labels, self.subset, self.seed))
-            # labels of other classes would be mistaken for the probe's
-            self._cache["pretrain"] = images if self.probe_is_pretrain else images.unlabelled()
+            if not self.probe_is_pretrain:  # other labels would be mistaken for the probe's
+                images = replace(images, labels=torch.full_like(images.labels, -1))
+            self._cache["pretrain"] = images
         return self._cache["pretrain"]
 
     def _probe_images(self, split: Literal["train", "val"]) -> Images:
@@ -317,8 +306,3 @@ def _at_least(name: str, value: int, low: int) -> None:
         raise ValueError(
             f"Expected `data.{name}` to be a whole number, {low} or more, but got {value!r}."
         )
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"Expected `data.{name}` to be {' or '.join(allowed)}, but got {value!r}.")

@@ -57,10 +57,6 @@ class ArrayImages:
         """Some of the images."""
         return ArrayImages(self.images[indices], self.labels[indices])
 
-    def unlabelled(self) -> "ArrayImages":
-        """The same images without their labels."""
-        return ArrayImages(self.images)
-
 
 @dataclass(frozen=True)
 class FileImages:
@@ -87,10 +83,6 @@ class FileImages:
     def subset(self, indices: Tensor) -> "FileImages":
         """Some of the images."""
         return FileImages(self.root, self.paths[indices.numpy()], self.labels[indices])
-
-    def unlabelled(self) -> "FileImages":
-        """The same images without their labels."""
-        return FileImages(self.root, self.paths, torch.full_like(self.labels, -1))
 
 
 Images = ArrayImages | FileImages
@@ -138,6 +130,7 @@ class ArrayDataset(Dataset[Batch]):
         return Batch((images,), self.images.labels[rows], request.seed)
 
 
+@dataclass(eq=False)
 class FileDataset(Dataset[Batch | BadImageError]):
     """Answers a `BatchRequest` with decoded ``uint8`` images of one size.
 
@@ -148,19 +141,11 @@ class FileDataset(Dataset[Batch | BadImageError]):
     as a value: raised in a worker it would arrive wrapped in the worker's traceback.
     """
 
-    def __init__(
-        self,
-        images: FileImages,
-        image_size: int,
-        views: tuple[View, ...],
-        seed: int,
-        on_bad_image: Literal["error", "skip"],
-    ) -> None:
-        self.images = images
-        self.image_size = image_size
-        self.views = views
-        self.seed = seed
-        self.on_bad_image = on_bad_image
+    images: FileImages
+    image_size: int
+    views: tuple[View, ...]
+    seed: int
+    on_bad_image: Literal["error", "skip"]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -189,15 +174,9 @@ class FileDataset(Dataset[Batch | BadImageError]):
                 else:
                     kept.append(place)
                     break
-            else:
-                if training:
-                    raise BadImageError(
-                        f"Cannot read `{self.images.path(index)}`, nor any of the {_SUBSTITUTES} "
-                        "images after it: check the folder."
-                    )
-        if not rows:
+        if len(rows) < (len(request.indices) if training else 1):
             raise BadImageError(
-                f"Cannot read any of {len(bad)} images of a batch, as `{bad[0]}`: check the folder."
+                f"Cannot read any of {len(bad)} images, as `{bad[0]}`: check the folder."
             )
         images = tuple(torch.stack(view) for view in zip(*rows, strict=True))
         # training does not use the names, and they would travel with every batch

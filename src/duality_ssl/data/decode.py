@@ -53,16 +53,10 @@ def read_orientation(file: Image.Image) -> int:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a decoded image of any mode to 8-bit RGB.
+    """Convert a decoded image of any mode to 8-bit RGB, over white where it is transparent.
 
-    Transparency is composited over white; 16-bit values are scaled (65535 becomes 255), not
-    clipped.
-
-    Raises:
-        ValueError: If the mode has no known range (float pixels).
+    16-bit values are scaled (65535 becomes 255), not clipped; float pixels are refused.
     """
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
     if image.mode.startswith("I"):  # 16-bit grey; Pillow opens some as "I"
         values = np.asarray(image).astype(np.int64)
         scaled = (values.clip(0, 65535) * 255 + 32767) // 65535
@@ -71,9 +65,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ValueError("its pixels are floats, whose range is not known")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def read_crops(
@@ -81,11 +74,9 @@ def read_crops(
 ) -> list[Tensor]:
     """Read parts of an image file, each resized (bilinear, antialiased) to a square.
 
-    The first image of an animation or of several pages is read. An orientation tag (EXIF) is
-    applied: boxes are parts of the upright image.
-
-    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size (libjpeg then computes fewer inverse DCTs) if
-    all boxes still have ``side`` pixels or more each way, and resized from there.
+    The first image of an animation or of several pages is read, and turned upright by its EXIF tag.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, for fewer inverse DCTs, if all boxes still
+    have ``side`` pixels or more each way.
 
     Args:
         path: The file.
@@ -129,12 +120,7 @@ def read_crops(
 
 
 def _reason(error: Exception, path: Path) -> str:
-    if isinstance(error, Image.DecompressionBombError):
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow refuses twice its limit
-        return f"it claims to have more than {most:,} pixels, the most that are decoded"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror  # its text repeats the path
-    text = str(error).replace(f" {str(path)!r}", "")
+    text = getattr(error, "strerror", None) or str(error).replace(f" {str(path)!r}", "")
     return " ".join(text.split()).rstrip(".") or type(error).__name__
 
 

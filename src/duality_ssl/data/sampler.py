@@ -21,36 +21,26 @@ from duality_ssl.randomness import AUGMENT, ORDER, PROBE, SUBSET, derive_seed
 
 
 def draw_subset(labels: Tensor, subset: int | float, seed: int) -> Tensor:
-    """Draw a count or a fraction of the samples, each class in proportion: sorted indices.
-
-    Labels of -1 throughout are one class.
-
-    Raises:
-        ValueError: If there is nothing to draw, or less than asked for.
-    """
-    n = len(labels)
-    if isinstance(subset, bool) or not isinstance(subset, int | float):
-        raise ValueError(f"Expected `data.subset` to be a count or a fraction, but got {subset!r}.")
-    if isinstance(subset, float) and not 0 < subset <= 1:
+    """Draw a count or a fraction of the samples, each class in proportion: sorted indices."""
+    n, fraction = len(labels), isinstance(subset, float)
+    if not 0 < subset <= (1 if fraction else n):
         raise ValueError(
-            f"Expected a fractional `data.subset` to be in (0, 1], but got {subset}: write a count "
-            "without a decimal point."
+            f"Expected `data.subset` to be 1 to {n} images, a count without a decimal point, or a "
+            f"fraction in (0, 1], but got {subset}."
         )
-    count = round(subset * n) if isinstance(subset, float) else subset
-    if not 1 <= count <= n:
-        raise ValueError(
-            f"Expected `data.subset` to be 1 to {n} images, or a fraction that is, but got "
-            f"{subset}."
-        )
-    generator = torch.Generator().manual_seed(derive_seed(SUBSET, seed))
-    order = torch.randperm(n, generator=generator)
-    # The r-th of a class with m samples gets the key (r + 1/2) / m: the smallest keys are spread
-    # over the classes in proportion.
-    by_class = labels[order].argsort(stable=True)
+    count = max(1, round(subset * n)) if fraction else int(subset)
+    order, place, size = shuffle_by_class(labels, derive_seed(SUBSET, seed))
+    keys = (place + 0.5) / size  # the smallest are spread over the classes in proportion
+    return order[keys.argsort(stable=True)[:count]].sort().values
+
+
+def shuffle_by_class(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A random order, class by class; for each its place in its class, and the size of that."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order].argsort(stable=True)]
     _, sizes = labels.unique(return_counts=True)
-    rank = torch.arange(n) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    keys = (rank + 0.5) / sizes.repeat_interleave(sizes)
-    return order[by_class][keys.argsort(stable=True)[:count]].sort().values
+    place = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    return order, place, sizes.repeat_interleave(sizes)
 
 
 class BatchRequest(NamedTuple):
@@ -65,12 +55,8 @@ class BatchRequest(NamedTuple):
 
 
 class _BatchSampler(DistributedSampler, SequentialSampler):
-    """Base of the two samplers.
-
-    Lightning replaces a sampler that is no ``DistributedSampler`` in a distributed run, and one
-    that is no ``SequentialSampler`` with ``overfit_batches``: of the two only the names and
-    ``set_epoch`` are used.
-    """
+    # Lightning replaces a sampler that is no `DistributedSampler` in a distributed run, and one
+    # that is no `SequentialSampler` with `overfit_batches`; only `set_epoch` is used of the two
 
     def __init__(self, images: Sized, batch_size: int, seed: int, shuffle: bool = True) -> None:
         super().__init__(
@@ -88,9 +74,8 @@ class _BatchSampler(DistributedSampler, SequentialSampler):
 class TrainBatches(_BatchSampler):
     """Shuffled batches of one size; a smaller last batch is dropped.
 
-    Batch ``k`` of all processes together is a contiguous piece of the epoch's permutation, in rank
-    order: ``W`` processes of batch ``B`` see what one process of batch ``W * B`` sees. Without
-    ``shuffle`` the order is the set's, to overfit a few batches.
+    ``W`` processes of batch ``B`` see what one process of batch ``W * B`` sees: each has, by its
+    rank, a piece of it. Without ``shuffle`` the order is the set's, to overfit a few batches.
     """
 
     def __iter__(self) -> Iterator[BatchRequest]:  # type: ignore[override]
@@ -111,9 +96,8 @@ class TrainBatches(_BatchSampler):
 class EvalBatches(_BatchSampler):
     """Every sample exactly once, without augmentation.
 
-    Each process has a contiguous share, so that the shares in rank order are the set. Shares may
-    differ by one sample. They are cut into equally many batches where that is possible (with a
-    batch size above 1), as processes wait for each other at every batch.
+    The shares of the processes, in rank order, are the set; they may differ by one sample. They are
+    cut into equally many batches where possible, as processes wait for each other at every batch.
 
     A seed permutes the set, in every epoch alike: a probe that learns from the batches must not see
     one class after the other.

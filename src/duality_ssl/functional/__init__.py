@@ -1,10 +1,13 @@
 r"""The paper's maths: Tensor in, Tensor out, every Frobenius or log-det term on its smaller side.
 
-An embedding matrix is ``z`` of shape ``(N, D)``, one row a sample. Because
-:math:`\|z z^\top\|_F = \|z^\top z\|_F` and
-:math:`\det(I + c\,z z^\top) = \det(I + c\,z^\top z)`, no function here builds a ``D x D`` matrix
-where ``N < D``, nor an ``N x N`` one where ``D < N``. Value and gradient are those of the other
-side. The log-sum-exp of a matrix has no other side: it is computed in tiles.
+An embedding matrix is ``z`` of shape ``(N, D)``, one row a sample. A function that takes a
+``group`` gets the rows ``(n, D)`` of this process, with ``N = W n``, and computes with those of all
+W processes; see :class:`duality_ssl.distributed.Group`. By default one process has all rows.
+
+Because :math:`\|z z^\top\|_F = \|z^\top z\|_F` and :math:`\det(I + c\,z z^\top) =
+\det(I + c\,z^\top z)`, no function here builds a ``D x D`` matrix where ``N < D``, nor an ``N x N``
+one where ``D < N``. Value and gradient are those of the other side. The log-sum-exp of a matrix has
+no other side: it is computed in tiles.
 
 Precision: every public function of a tensor leaves autocast and computes half precision in
 float32; float64 stays float64. Spectra, and similarities of representations, are float64.
@@ -12,18 +15,11 @@ float32; float64 stays float64. Spectra, and similarities of representations, ar
 Each function is its formula. Where a faster or smaller form pays, a kernel of ``_kernels/`` stands
 in for it; under the transforms of ``torch.func`` and for a second derivative the formula is taken.
 
-Several processes: a function that takes a ``group`` gets this process's rows and computes with
-those of all; see :class:`duality_ssl.distributed.Group`.
-
 **The limit of the far side.** An off-diagonal sum that is computed on the other side is a
 difference of sums of squares, so its absolute error is about ``eps`` times the fourth-norm sums of
-theorem 3.3 (``eps`` of the dtype, 6e-8 in float32). Seldom do they dwarf the sum itself: with
-vectors of one norm (unit rows, or columns under a variance term) Welch's bound keeps the relative
-error within a few ``eps * min(N, D) / |N - D|`` even at the criterion's optimum; at worst, when
-``N`` and ``D`` are neighbours, about ``eps * N``. Norms that differ by orders of magnitude lose
-more: next to one column 100 times longer than the others about four digits of the value are right,
-1000 times two, 10,000 times none; of the gradient two more each. The side that is computed loses
-none of this: its diagonal is set to zero, not subtracted.
+theorem 3.3 (``eps`` of the dtype, 6e-8 in float32): a few ``eps * min(N, D) / |N - D|`` of the sum
+for vectors of one norm, more for norms that differ by orders of magnitude (docs/criteria.md). The
+side that is computed loses none of this: its diagonal is set to zero, not subtracted.
 
 Source, unless said otherwise: Garrido et al., *On the duality between contrastive and
 non-contrastive self-supervised learning*, ICLR 2023, https://arxiv.org/abs/2206.02574.

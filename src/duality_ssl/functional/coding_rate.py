@@ -10,21 +10,15 @@ from duality_ssl.functional.precision import full_precision
 
 @full_precision
 def coding_rate(z: Tensor, distortion: float, group: Group = SINGLE) -> Tensor:
-    r"""Coding rate :math:`R(z) = \frac12 \log\det(I + \frac{D}{N \epsilon^2} z^\top z)` (TCR).
+    r"""Coding rate :math:`R(z) = \frac12 \log\det(I + \frac{D}{N \epsilon^2} z^\top z)`, in nats.
 
-    The determinant is computed on the smaller side: :math:`\det(I + c z^\top z) = \det(I + c z
-    z^\top)`.
+    NaN where rounding makes the determinant negative. Unit rows are always safe; where eigenvalues
+    of the second summand exceed the dtype's ``1 / eps`` the 1 is lost beside them.
 
     Args:
-        z: Embeddings of shape ``(n, D)``, this process's rows of the batch; TCR gives them unit
-            rows. Neither centred nor scaled here.
+        z: Embeddings ``(n, D)``, neither centred nor scaled here; TCR gives them unit rows.
         distortion: :math:`\epsilon^2`, positive.
         group: Processes that share the products; each computes the determinant.
-
-    Returns:
-        Scalar, in nats. Unit rows are always safe; where the eigenvalues of :math:`\frac{D}{N
-        \epsilon^2} z^\top z` exceed the dtype's ``1 / eps`` the 1 is lost beside them, and where
-        rounding makes the determinant negative, the value is NaN.
 
     Reference: Yu et al., *Learning Diverse and Discriminative Representations via the Principle of
     Maximal Coding Rate Reduction*, NeurIPS 2020, section 2.1, https://arxiv.org/abs/2006.08558

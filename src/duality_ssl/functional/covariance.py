@@ -16,12 +16,7 @@ from duality_ssl.functional.precision import full_precision
 def variance(z: Tensor, group: Group = SINGLE) -> Tensor:
     r"""Variance of each dimension, :math:`v_j = \frac{1}{N - 1}\sum_i (z_{ij} - \bar z_j)^2`.
 
-    Args:
-        z: Embeddings of shape ``(n, D)``, this process's rows of the batch, ``N = W n >= 2``.
-        group: Processes that share the batch.
-
-    Returns:
-        Shape ``(D,)``, unbiased.
+    Unbiased, from ``z`` of shape ``(n, D)``, ``N >= 2``, to shape ``(D,)``.
 
     Example:
         >>> variance(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
@@ -35,13 +30,8 @@ def variance(z: Tensor, group: Group = SINGLE) -> Tensor:
 def variance_hinge(z: Tensor, group: Group = SINGLE) -> Tensor:
     r"""Hinge on the standard deviation, :math:`\frac1D\sum_j \max(0, 1 - \sqrt{v_j + 10^{-4}})`.
 
-    Args:
-        z: Embeddings of shape ``(n, D)``, this process's rows of the batch, ``N = W n >= 2``.
-        group: Processes that share the batch.
-
-    Returns:
-        Scalar in [0, 0.99], a mean over dimensions; the :func:`variance` is unbiased, as in
-        VICReg's released code.
+    A scalar in [0, 0.99] from ``z`` of shape ``(n, D)``; the :func:`variance` is unbiased, as in
+    VICReg's released code.
 
     Reference: Bardes et al., *VICReg*, ICLR 2022, eq. 1, https://arxiv.org/abs/2105.04906
 
@@ -58,16 +48,10 @@ def variance_hinge(z: Tensor, group: Group = SINGLE) -> Tensor:
 def squared_covariance(z: Tensor, group: Group = SINGLE) -> Tensor:
     r"""VICReg's covariance term of one view, :math:`\frac{1}{D}\sum_{i \ne j} C_{ij}^2`.
 
-    The covariance :math:`C = \bar z^\top \bar z / (N - 1)` is that of the centred embeddings. With
-    ``N < D`` it is never computed: the sum comes from the ``N x N`` matrix (equation 9).
-
-    Args:
-        z: Embeddings of shape ``(n, D)``, this process's rows of the batch, ``N = W n >= 2``.
-        group: Processes that share the batch.
-
-    Returns:
-        Scalar, zero if and only if the dimensions are uncorrelated; divided by D as in VICReg's
-        released code, not by ``D (D - 1)``.
+    A scalar from ``z`` of shape ``(n, D)``, divided by D as in VICReg's released code, not by
+    ``D (D - 1)``. The covariance :math:`C = \bar z^\top \bar z / (N - 1)` is that of the centred
+    embeddings. With ``N < D`` it is never computed: the sum comes from the ``N x N`` matrix
+    (equation 9).
 
     Reference: Bardes et al., *VICReg*, ICLR 2022, eq. 3-4, https://arxiv.org/abs/2105.04906
 
@@ -83,14 +67,9 @@ def squared_covariance(z: Tensor, group: Group = SINGLE) -> Tensor:
 def cross_correlation(z1: Tensor, z2: Tensor, group: Group = SINGLE) -> tuple[Tensor, Tensor]:
     r"""Correlations :math:`X_{ij}` of dimension i in one view with j in the other (Barlow Twins).
 
-    With ``N < D`` the matrix is never computed: :math:`\|\hat z_1^\top \hat z_2\|_F^2 = \langle
+    The views of shape ``(n, D)`` are standardised here, see :func:`standardize_columns`. With
+    ``N < D`` the matrix is never computed: :math:`\|\hat z_1^\top \hat z_2\|_F^2 = \langle
     \hat z_1 \hat z_1^\top, \hat z_2 \hat z_2^\top\rangle` for the standardised embeddings.
-
-    Args:
-        z1: Embeddings of the first view, shape ``(n, D)``, this process's rows of the batch;
-            standardised here, see :func:`standardize_columns`.
-        z2: Embeddings of the second view, shape ``(n, D)``.
-        group: Processes that share the batch.
 
     Returns:
         The diagonal :math:`X_{jj}`, shape ``(D,)``, and the scalar :math:`\sum_{i \ne j} X_{ij}^2`.

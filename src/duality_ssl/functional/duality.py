@@ -9,9 +9,6 @@ from duality_ssl.functional.precision import full_precision
 def fourth_norms(z: Tensor) -> tuple[Tensor, Tensor]:
     r"""Fourth-norm sums of theorem 3.3: :math:`L_{nc} + \mathrm{columns} = L_c + \mathrm{rows}`.
 
-    Args:
-        z: Embeddings of shape ``(N, D)``.
-
     Returns:
         Rows :math:`\sum_i \|z_{i,\cdot}\|^4` and columns :math:`\sum_j \|z_{\cdot,j}\|^4`, scalars.
 
@@ -24,13 +21,9 @@ def fourth_norms(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def norm_regularizer(z: Tensor) -> Tensor:
-    r"""Difference of the two criteria, :math:`L_{reg} = L_{nc} - L_c` (equation 9).
+    r"""Difference of the two criteria, :math:`L_{reg} = L_{nc} - L_c` (equation 9), of either sign.
 
-    Args:
-        z: Embeddings of shape ``(N, D)``.
-
-    Returns:
-        Scalar :math:`\sum_i \|z_{i,\cdot}\|^4 - \sum_j \|z_{\cdot,j}\|^4`, of either sign.
+    Computed as the scalar :math:`\sum_i \|z_{i,\cdot}\|^4 - \sum_j \|z_{\cdot,j}\|^4`.
 
     Example:
         >>> norm_regularizer(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))  # L_nc - L_c = 392 - 242
@@ -43,14 +36,9 @@ def norm_regularizer(z: Tensor) -> Tensor:
 def column_fourth_norm_bounds(n: int, d: int, norm: float = 1.0) -> tuple[float, float]:
     r"""Lemma 3.4, rows of norm a: :math:`\frac{N^2}{D} a^4 \le \sum_j \|z_j\|^4 \le N^2 a^4`.
 
-    Args:
-        n: Samples N.
-        d: Dimensions D.
-        norm: The norm a of every row. For rows of different norms the bounds hold with the root
-            mean square of the norms, by Cauchy-Schwarz.
-
-    Returns:
-        Lower bound (all columns of one norm, as in a constant matrix) and upper (one column only).
+    The lower bound is reached by columns of one norm, as in a constant matrix, the upper by one
+    column only. ``norm`` is a; for rows of different norms both hold with the root mean square of
+    the norms, by Cauchy-Schwarz.
 
     Example:
         >>> column_fourth_norm_bounds(n=4, d=2)
@@ -63,13 +51,7 @@ def column_fourth_norm_bounds(n: int, d: int, norm: float = 1.0) -> tuple[float,
 def row_fourth_norm_bounds(n: int, d: int, norm: float = 1.0) -> tuple[float, float]:
     r"""Lemma 3.4, columns of norm a: :math:`\frac{D^2}{N} a^4 \le \sum_i \|z_i\|^4 \le D^2 a^4`.
 
-    Args:
-        n: Samples N.
-        d: Dimensions D.
-        norm: The norm a of every column, or the root mean square of their norms.
-
-    Returns:
-        Lower bound (all rows of one norm, as in a constant matrix) and upper (one row only).
+    As :func:`column_fourth_norm_bounds`, with rows and columns exchanged.
 
     Example:
         >>> row_fourth_norm_bounds(n=4, d=2)
@@ -82,13 +64,7 @@ def row_fourth_norm_bounds(n: int, d: int, norm: float = 1.0) -> tuple[float, fl
 def sample_contrastive_bounds(dimension: Tensor, n: int, d: int) -> tuple[Tensor, Tensor]:
     r"""Corollary 3.4.1, unit rows: :math:`L_{nc} - N + N^2/D \le L_c \le L_{nc} - N + N^2`.
 
-    Args:
-        dimension: :math:`L_{nc}` of embeddings whose rows have unit norm.
-        n: Samples N.
-        d: Dimensions D.
-
-    Returns:
-        Lower and upper bound of :math:`L_c`.
+    Lower and upper bound of :math:`L_c`, where ``dimension`` is :math:`L_{nc}`.
 
     Example:
         >>> sample_contrastive_bounds(torch.tensor(8.0), n=4, d=2)
@@ -101,13 +77,7 @@ def sample_contrastive_bounds(dimension: Tensor, n: int, d: int) -> tuple[Tensor
 def dimension_contrastive_bounds(sample: Tensor, n: int, d: int) -> tuple[Tensor, Tensor]:
     r"""Corollary 3.4.1, unit columns: :math:`L_c - D + D^2/N \le L_{nc} \le L_c - D + D^2`.
 
-    Args:
-        sample: :math:`L_c` of embeddings whose columns have unit norm.
-        n: Samples N.
-        d: Dimensions D.
-
-    Returns:
-        Lower and upper bound of :math:`L_{nc}`.
+    Lower and upper bound of :math:`L_{nc}`, where ``sample`` is :math:`L_c`.
 
     Example:
         >>> dimension_contrastive_bounds(torch.tensor(12.0), n=4, d=2)

@@ -12,14 +12,7 @@ from duality_ssl.functional.precision import full_precision
 @full_precision
 @accelerated(kernels.sample_gram, kernels.sample_gram_gradient)
 def sample_gram(z: Tensor, group: Group = SINGLE) -> Tensor:
-    r"""Products of samples, :math:`z z^\top`.
-
-    Args:
-        z: Embeddings of shape ``(n, D)``, this process's rows of the batch.
-        group: Processes that share the batch.
-
-    Returns:
-        This process's rows of the matrix, shape ``(n, N)`` with ``N = W n``.
+    r"""Products of samples, :math:`z z^\top`: this process's rows of the matrix, ``(n, N)``.
 
     Example:
         >>> sample_gram(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
@@ -32,14 +25,7 @@ def sample_gram(z: Tensor, group: Group = SINGLE) -> Tensor:
 @full_precision
 @accelerated(kernels.dimension_gram, kernels.dimension_gram_gradient)
 def dimension_gram(z: Tensor, group: Group = SINGLE) -> Tensor:
-    r"""Products of dimensions, :math:`z^\top z`.
-
-    Args:
-        z: Embeddings of shape ``(n, D)``, this process's rows of the batch.
-        group: Processes that share the batch.
-
-    Returns:
-        The whole matrix, shape ``(D, D)``, on every process.
+    r"""Products of dimensions, :math:`z^\top z`: the whole ``(D, D)`` matrix on every process.
 
     Example:
         >>> dimension_gram(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
@@ -53,14 +39,8 @@ def dimension_gram(z: Tensor, group: Group = SINGLE) -> Tensor:
 def sample_contrastive(z: Tensor, group: Group = SINGLE) -> Tensor:
     r"""Sample-contrastive criterion :math:`L_c = \sum_{i \ne j} (z_i \cdot z_j)^2` (section 3).
 
+    A scalar from ``z`` of shape ``(n, D)`` and any norm, a sum over the ordered pairs of samples.
     With ``N > D`` it is computed from the ``D x D`` matrix by theorem 3.3.
-
-    Args:
-        z: Embeddings of shape ``(n, D)``, of any norm.
-        group: Processes that share the batch.
-
-    Returns:
-        Scalar, a sum over the ordered pairs of samples.
 
     Example:
         >>> sample_contrastive(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))  # 2 * 11^2
@@ -76,14 +56,8 @@ def sample_contrastive(z: Tensor, group: Group = SINGLE) -> Tensor:
 def dimension_contrastive(z: Tensor, group: Group = SINGLE) -> Tensor:
     r"""Dimension-contrastive criterion :math:`L_{nc} = \sum_{i \ne j} (z^\top z)_{ij}^2` (sec. 3).
 
-    With ``N < D`` it is computed from the ``N x N`` matrix by theorem 3.3.
-
-    Args:
-        z: Embeddings of shape ``(n, D)``, neither centred nor scaled here.
-        group: Processes that share the batch.
-
-    Returns:
-        Scalar, a sum over the ordered pairs of dimensions.
+    A scalar from ``z`` of shape ``(n, D)``, neither centred nor scaled here, a sum over the ordered
+    pairs of dimensions. With ``N < D`` it is computed from the ``N x N`` matrix by theorem 3.3.
 
     Example:
         >>> dimension_contrastive(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))  # 2 * 14^2
@@ -97,15 +71,10 @@ def dimension_contrastive(z: Tensor, group: Group = SINGLE) -> Tensor:
 
 @full_precision
 def cross_gram(a: Tensor, b: Tensor, group: Group = SINGLE) -> tuple[Tensor, Tensor]:
-    r"""Products of the rows of two matrices: of partners, and squared of all others.
+    r"""Products of the rows of two ``(n, D)`` matrices: of partners, and squared of all others.
 
-    With ``N > D`` the sum is computed from two ``D x D`` matrices:
-    :math:`\|a b^\top\|_F^2 = \langle a^\top a, b^\top b\rangle`.
-
-    Args:
-        a: Shape ``(n, D)``, this process's rows.
-        b: Shape ``(n, D)``; row i is the partner of row i.
-        group: Processes that have the other rows.
+    Row i of ``b`` is the partner of row i of ``a``. With ``N > D`` the sum is computed from two
+    ``D x D`` matrices: :math:`\|a b^\top\|_F^2 = \langle a^\top a, b^\top b\rangle`.
 
     Returns:
         The products :math:`a_i \cdot b_i` of this process's rows, shape ``(n,)``, and the scalar
@@ -125,14 +94,7 @@ def cross_gram(a: Tensor, b: Tensor, group: Group = SINGLE) -> tuple[Tensor, Ten
 
 
 def off_diagonal(matrix: Tensor, group: Group = SINGLE) -> Tensor:
-    """Set the diagonal of a square matrix to zero.
-
-    Args:
-        matrix: Shape ``(n, N)``, this process's rows of the matrix.
-        group: Processes that have the other rows.
-
-    Returns:
-        A new matrix of the same shape.
+    """Set the diagonal of a square matrix to zero, of which this process has the rows ``(n, N)``.
 
     Example:
         >>> off_diagonal(torch.ones(2, 2))

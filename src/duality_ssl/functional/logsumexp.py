@@ -8,18 +8,9 @@ from torch import Tensor
 from duality_ssl.distributed import SINGLE, Group
 from duality_ssl.functional._kernels import logsumexp as kernels
 from duality_ssl.functional._kernels.dispatch import accelerated
-from duality_ssl.functional._kernels.logsumexp import memory as logsumexp_memory
+from duality_ssl.functional._kernels.logsumexp import logsumexp_memory as logsumexp_memory
 from duality_ssl.functional.normalization import centered
 from duality_ssl.functional.precision import full_precision
-
-__all__ = [
-    "Similarity",
-    "contrast_logits",
-    "covariance_logsumexp",
-    "logsumexp_memory",
-    "logsumexp_of_others",
-    "sample_logsumexp",
-]
 
 Similarity = Literal["cosine", "squared", "absolute"]
 
@@ -35,18 +26,16 @@ def logsumexp_of_others(
 ) -> Tensor:
     r"""Log-sum-exp of each vector with the others, :math:`\log\sum_{j \ne i} e^{s(x_i, x_j)/\tau}`.
 
+    A sum over the others, not a mean, of shape ``(K,)``. Large matrices are computed in tiles:
+    from 4,096 or 5,792 vectors on memory grows with K, not with its square.
+
     Args:
-        x: Vectors of shape ``(K, M)``, the same on every process; with two views the two vectors of
-            a sample follow each other.
+        x: Vectors ``(K, M)``, all of them on every process; two views of a sample are neighbours.
         temperature: :math:`\tau`.
         similarity: From a product :math:`p = x_i \cdot x_j` to s: ``cosine`` :math:`p` (of unit
             vectors), ``squared`` :math:`p^2`, ``absolute`` :math:`|p|`.
         views: Vectors of each sample, which are not among its others.
-        group: Processes that share the work; each passes all vectors, by :meth:`Group.gather`.
-
-    Returns:
-        Shape ``(K,)``; a sum over the others, not a mean. Large matrices are computed in tiles:
-        from 4,096 or 5,792 vectors on memory grows with K, not with its square.
+        group: Processes that share the work.
 
     Example:
         >>> logsumexp_of_others(torch.eye(3))  # two others with a product of 0: log 2
@@ -67,13 +56,8 @@ def contrast_logits(
 ) -> tuple[Tensor, Tensor]:
     r"""Logit of each positive pair, and the log-sum-exp of each sample's negatives in both views.
 
-    Args:
-        z1: Normalised embeddings of the first view, shape ``(n, D)``, this process's rows of the
-            batch.
-        z2: Those of the second view.
-        temperature: :math:`\tau`; a logit is a similarity over it.
-        similarity: ``cosine``, ``squared`` or ``absolute``; see :func:`logsumexp_of_others`.
-        group: Processes that share the batch.
+    The views are normalised embeddings ``(n, D)``. A logit is a similarity over the temperature
+    :math:`\tau`; see :func:`logsumexp_of_others`.
 
     Returns:
         Logits of this process's pairs, shape ``(n,)``, and the log-sum-exp over the ``2 N - 2``
@@ -94,16 +78,8 @@ def contrast_logits(
 def covariance_logsumexp(z: Tensor, temperature: float, group: Group = SINGLE) -> Tensor:
     r"""VICReg-exp's term of one view, :math:`\frac1D\sum_i\log\sum_{j \ne i} e^{C_{ij}/\tau}`.
 
-    Args:
-        z: Embeddings of shape ``(n, D)``, this process's rows of the batch, ``N = W n >= 2``.
-        temperature: :math:`\tau`.
-        group: Processes that share the batch.
-
-    Returns:
-        Scalar, a mean over dimensions; the covariance C of the centred embeddings is over
-        ``N - 1``. An exponential has no second side: it takes C with ``N < D`` too, in tiles.
-
-    Source: equation 12.
+    A scalar from ``z`` of shape ``(n, D)``, a mean over dimensions (equation 12); the covariance C
+    of the centred embeddings is over ``N - 1``. It is computed in tiles, with ``N < D`` too.
 
     Example:
         >>> covariance_logsumexp(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), temperature=1.0)
@@ -117,16 +93,8 @@ def covariance_logsumexp(z: Tensor, temperature: float, group: Group = SINGLE) -
 def sample_logsumexp(z: Tensor, temperature: float, group: Group = SINGLE) -> Tensor:
     r"""VICReg-ctr's term, :math:`\frac1N\sum_i\log\sum_{j \ne i} e^{z_i \cdot z_j/((D - 1)\tau)}`.
 
-    Args:
-        z: Embeddings of shape ``(n, D)``, this process's rows of the batch, ``D >= 2``; VICReg-ctr
-            centres their dimensions before. Not centred here.
-        temperature: :math:`\tau`.
-        group: Processes that share the batch.
-
-    Returns:
-        Scalar, a mean over samples.
-
-    Source: equation 13 and table 1.
+    A scalar from ``z`` of shape ``(n, D)``, ``D >= 2``, a mean over samples (equation 13 and
+    table 1). Not centred here: VICReg-ctr centres the dimensions before.
 
     Example:
         >>> sample_logsumexp(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), temperature=1.0)

@@ -1,4 +1,4 @@
-"""Centring, and rows or columns of one length."""
+"""Centring, and rows or columns of one length: embeddings ``(n, D)`` to embeddings ``(n, D)``."""
 
 import torch
 from torch import Tensor
@@ -11,14 +11,7 @@ from duality_ssl.functional.precision import SHORTEST, full_precision, rounding_
 
 @full_precision
 def centered(z: Tensor, group: Group = SINGLE) -> Tensor:
-    """Subtract from each dimension its mean over the batch.
-
-    Args:
-        z: Embeddings of shape ``(n, D)``, this process's rows of the batch.
-        group: Processes that share the batch.
-
-    Returns:
-        Shape ``(n, D)``; the columns of the whole batch sum to zero.
+    """Subtract from each dimension its mean over the batch, the rows of all processes.
 
     Example:
         >>> centered(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
@@ -32,12 +25,7 @@ def centered(z: Tensor, group: Group = SINGLE) -> Tensor:
 def normalize_rows(z: Tensor, length: float = 1.0) -> Tensor:
     """Scale each row to norm ``length`` (SimCLR as published).
 
-    Args:
-        z: Embeddings of shape ``(N, D)``.
-        length: Norm of the rows of the result.
-
-    Returns:
-        Shape ``(N, D)``. A row of norm 1e-12 or less becomes zero and gets zero gradient.
+    A row of norm 1e-12 or less becomes zero and gets zero gradient.
 
     Example:
         >>> normalize_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
@@ -51,14 +39,7 @@ def normalize_rows(z: Tensor, length: float = 1.0) -> Tensor:
 def normalize_centered_rows(z: Tensor, length: float = 1.0, group: Group = SINGLE) -> Tensor:
     """Centre each dimension over the batch, then scale each row to norm ``length`` (SimCLR A).
 
-    Args:
-        z: Embeddings of shape ``(n, D)``, this process's rows of the batch.
-        length: Norm of the rows of the result.
-        group: Processes that share the batch.
-
-    Returns:
-        Shape ``(n, D)``. A row that equals the mean but for rounding becomes zero, with zero
-        gradient.
+    A row that equals the mean but for rounding becomes zero and gets zero gradient.
 
     Example:
         >>> normalize_centered_rows(torch.tensor([[1.0, 2.0], [7.0, 10.0]]))
@@ -75,15 +56,9 @@ def normalize_centered_rows(z: Tensor, length: float = 1.0, group: Group = SINGL
 def standardize_columns(z: Tensor, length: float = 1.0, group: Group = SINGLE) -> Tensor:
     r"""Centre each dimension over the batch, then scale it to norm ``length`` (Barlow Twins).
 
-    Args:
-        z: Embeddings of shape ``(n, D)``, this process's rows of the batch.
-        length: Norm of the columns of the result; :math:`\sqrt N` is a biased standard deviation of
-            1 (batch norm without its epsilon), :math:`\sqrt{N/D}` the paper's SimCLR B.
-        group: Processes that share the batch.
-
-    Returns:
-        Shape ``(n, D)``. A dimension that is constant but for rounding becomes zero, with zero
-        gradient.
+    A length of :math:`\sqrt N` is a biased standard deviation of 1 (batch norm without its
+    epsilon), :math:`\sqrt{N/D}` the paper's SimCLR B. A dimension that is constant but for rounding
+    becomes zero and gets zero gradient.
 
     Example:
         >>> standardize_columns(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
@@ -97,14 +72,7 @@ def standardize_columns(z: Tensor, length: float = 1.0, group: Group = SINGLE) -
 
 @full_precision
 def project_to_ball(z: Tensor, radius: float) -> Tensor:
-    """Shorten the rows that are longer than ``radius`` to it; leave the others.
-
-    Args:
-        z: Embeddings of shape ``(N, D)``.
-        radius: Radius of the ball, positive.
-
-    Returns:
-        Shape ``(N, D)``, all rows of norm at most ``radius``.
+    """Shorten the rows that are longer than ``radius``, a positive number; leave the others.
 
     Example:
         >>> project_to_ball(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), 1.0)
@@ -124,16 +92,15 @@ def _of_length(
     shortest: Tensor,
     dim: int,
     otherwise: float = 0.0,
-    group: Group | None = None,
+    group: Group = SINGLE,
 ) -> Tensor:
-    """Scale the vectors along ``dim`` to one length.
+    """Scale the vectors along ``dim``, whose other entries ``group`` has, to one length.
 
     A vector of norm ``shortest`` or less is multiplied by ``otherwise``: 0 makes both the vector
     and its gradient zero, where an epsilon in the denominator would divide the gradient by epsilon.
-    ``group`` are the processes that have the other entries of the vectors.
     """
     norms = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
-    if group is not None and group.world_size > 1:
+    if group.world_size > 1:
         norms = group.sum(norms.square()).sqrt()
     longer = norms > shortest
     return x * torch.where(longer, length / torch.where(longer, norms, 1.0), otherwise)

@@ -16,13 +16,7 @@ _ROUNDING = 16.0
 
 
 def full_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Run ``function`` outside autocast, its tensors in float32 or, if they are, in float64.
-
-    Args:
-        function: Takes at least one tensor.
-
-    Returns:
-        The function, with the same signature.
+    """Run a function of tensors outside autocast, in float32 or, for float64, in float64.
 
     Example:
         >>> @full_precision

@@ -43,13 +43,10 @@ def rankme(z: Tensor, eps: float = 1e-7) -> Tensor:
     .. math:: \exp\Bigl(-\sum_k p_k \log p_k\Bigr), \qquad
         p_k = \frac{\sigma_k(z)}{\sum_l \sigma_l(z)} + \epsilon
 
-    Args:
-        z: Embeddings of shape ``(N, D)``, neither centred nor normalised here.
-        eps: :math:`\epsilon`, above the noise of :func:`singular_values`.
-
-    Returns:
-        Scalar between 1 and ``min(N, D)`` (a little above by ``eps``), in float64, without
-        gradient; on the CPU if ``z`` is on MPS. NaN if ``z`` has a NaN or Inf.
+    A scalar between 1 and ``min(N, D)`` (a little above by ``eps``), in float64, without gradient;
+    NaN if ``z`` has a NaN or Inf. The embeddings ``(N, D)`` are neither centred nor normalised
+    here; ``eps`` is above the noise of :func:`singular_values`. On MPS, which has no float64, the
+    CPU computes it.
 
     Reference: Garrido et al., *RankMe*, ICML 2023, section 3, https://arxiv.org/abs/2210.02885
 

@@ -1,16 +1,7 @@
-"""Methods: a LightningModule for each criterion, all with one training step."""
+"""Methods: each is its criterion and `JointEmbedding`'s training step."""
 
+from duality_ssl import criteria
 from duality_ssl.methods.joint_embedding import JointEmbedding
-from duality_ssl.methods.named import (
-    DCL,
-    TCR,
-    BarlowTwins,
-    SimCLR,
-    SpectralContrastive,
-    VICReg,
-    VICRegCtr,
-    VICRegExp,
-)
 
 __all__ = [
     "DCL",
@@ -23,3 +14,35 @@ __all__ = [
     "VICRegCtr",
     "VICRegExp",
 ]
+
+
+class SimCLR(JointEmbedding, criterion=criteria.SimCLR):
+    """NT-Xent on cosine similarities (SimCLR), its square and its absolute value."""
+
+
+class DCL(JointEmbedding, criterion=criteria.DCL):
+    """SimCLR with the positive left out of the log-sum (decoupled contrastive learning)."""
+
+
+class SpectralContrastive(JointEmbedding, criterion=criteria.SpectralContrastive):
+    """Squared similarities of embeddings in a ball (spectral contrastive loss)."""
+
+
+class VICReg(JointEmbedding, criterion=criteria.VICReg):
+    """Invariance, variance and covariance of two views (VICReg)."""
+
+
+class VICRegExp(JointEmbedding, criterion=criteria.VICRegExp):
+    """VICReg with a log-sum-exp of the covariances: SimCLR's penalty on the dimensions."""
+
+
+class VICRegCtr(JointEmbedding, criterion=criteria.VICRegCtr):
+    """VICReg-exp on the transpose: VICReg made contrastive."""
+
+
+class BarlowTwins(JointEmbedding, criterion=criteria.BarlowTwins):
+    """Cross-correlation of the two views towards the identity (Barlow Twins)."""
+
+
+class TCR(JointEmbedding, criterion=criteria.TCR):
+    """Total coding rate of the embeddings and the cosine of the positives (TCR)."""

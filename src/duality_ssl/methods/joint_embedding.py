@@ -37,10 +37,9 @@ class JointEmbedding(LightningModule):
 
     .. math:: L = \mathrm{criterion}(p(f(x_1)),\; p(f(x_2)))
 
-    The criterion compares the embeddings of all processes, with the exact gradient: the loss of W
-    processes is that of one process on the whole batch. A method is a subclass that names its
-    criterion, ``class VICReg(JointEmbedding, criterion=criteria.VICReg)``; it takes the arguments
-    below and its criterion's.
+    The loss of W processes, and its gradient, is that of one process on the whole batch. A method
+    is a subclass that names its criterion, ``class VICReg(JointEmbedding, criterion=...)``; it
+    takes the arguments below and its criterion's.
 
     Args:
         backbone: Name of the network whose features are kept: a torchvision ResNet or ConvNeXt
@@ -57,23 +56,19 @@ class JointEmbedding(LightningModule):
         optimizer: Builds the optimizer from parameter groups. Learning rate and weight decay are
             set here, by ``base_lr`` and ``weight_decay``, whatever the optimizer's own defaults.
         scheduler: Builds a scheduler that replaces warm-up and cosine; stepped once an epoch.
-        base_lr: Learning rate for a global batch of 256; it is scaled linearly,
+        base_lr: Learning rate for a global batch of 256, scaled linearly (Goyal et al., 2017):
             ``lr = base_lr * global batch / 256``.
         weight_decay: Weight decay; biases, norm parameters and position embeddings are exempt.
         warmup_epochs: Epochs of linear warm-up from 0, before the cosine.
         final_lr_fraction: The cosine ends at this fraction of the learning rate.
         joint_forward: Send both views through the network in one call, so that batch norm sees
             their 2 N images together, as in SimCLR's original code. The default is one call a view,
-            N images each, as in the code of VICReg and Barlow Twins and every recipe in
-            ``configs/``.
+            N images each, as in the code of VICReg and Barlow Twins.
         pretrained: File of weights that a fit starts from: a checkpoint of this package, or the
             state dict of a backbone (``.pt``, ``.pth``, ``.safetensors``).
         channels_last: Keep the backbone's weights, and so its maps, in the channels-last layout:
             other rounding, and faster convolutions on CPUs and in half precision on GPUs.
         compile: Let `torch.compile` build the kernels of a fit; its first steps take longer.
-
-    Raises:
-        ValueError: For a name, a width or a number that cannot be used.
 
     Source: sections 3 and 5 of Garrido et al., ICLR 2023, https://arxiv.org/abs/2206.02574
     """
@@ -144,15 +139,10 @@ class JointEmbedding(LightningModule):
         return features
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Compute and log the criterion's terms.
+        """Compute and log the criterion's terms of ``([x1, x2], labels)``, two views of N images.
 
-        Args:
-            batch: ``([x1, x2], labels)``, two views of N images and N labels (-1 is unlabelled).
-            batch_idx: Its number in the epoch.
-
-        Returns:
-            The ``loss``; for the callbacks ``features`` and ``embeddings`` of both views, detached,
-            and the ``labels``.
+        Returns the ``loss``, and for the callbacks ``features`` and ``embeddings`` of both views,
+        detached, and the ``labels`` (-1 is unlabelled).
         """
         x1, x2, labels = two_views(batch)
         if self.joint_forward:
@@ -186,7 +176,7 @@ class JointEmbedding(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Scale the learning rate to the global batch; warm up, then follow a cosine per step."""
         batch = optimization.global_batch(self.trainer)
-        lr = optimization.scaled_lr(self.base_lr, batch)
+        lr = self.base_lr * batch / 256
         rank_zero_info(
             f"Learning rate {lr:g} = base_lr {self.base_lr:g} x global batch {batch} / 256."
         )
@@ -289,12 +279,9 @@ class JointEmbedding(LightningModule):
         weights.save_backbone(self.backbone.state_dict(), path, self.about_backbone())
 
     def about_backbone(self) -> dict[str, Any]:
-        """Describe the backbone, the images it expects and how it was trained.
+        """Describe the backbone for `create_backbone`, the images it expects, and its training.
 
-        Returns:
-            ``backbone``, its name, and ``in_channels``, for `create_backbone`; ``image_size`` in
-            pixels, and ``mean`` and ``std`` of the images' normalization, for values in [0, 1]
-            (None if not known); ``method`` and optimizer ``step``.
+        ``mean`` and ``std`` normalize values in [0, 1]; what the data does not say is None.
         """
         data = getattr(self.trainer, "datamodule", None)
         about = {"backbone": self.hparams["backbone"], "in_channels": self.in_channels}
@@ -307,14 +294,10 @@ class JointEmbedding(LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
-        """Build the method from a checkpoint; no code of the file is run.
+        """Build the method from a checkpoint; ``ValueError`` if that would run code of the file.
 
-        Lightning's method, with nothing unpickled and no classes imported from arbitrary modules. A
-        backbone at a dotted path has to be named again, ``backbone="mine.two_layers"``, unless it
-        is in the module of the method.
-
-        Raises:
-            ValueError: If the file is no checkpoint, or would have to run code.
+        Lightning's method, with nothing unpickled. A backbone at a dotted path has to be named
+        again, ``backbone="mine.two_layers"``, unless it is in the module of the method.
         """
         with imports_as_before():
             named = [value for value in kwargs.values() if isinstance(value, str)]
@@ -328,10 +311,7 @@ class JointEmbedding(LightningModule):
 
 
 def _init_with_arguments_of(criterion: type[Criterion]) -> Callable[..., None]:
-    """Build an ``__init__`` whose signature and docstring name the criterion's arguments, too.
-
-    So the defaults of a criterion stand in its own signature alone.
-    """
+    """Build an ``__init__`` whose signature and docstring name the criterion's arguments, too."""
     *shared, _ = inspect.signature(JointEmbedding.__init__).parameters.values()
     own = inspect.signature(criterion).parameters.values()
 

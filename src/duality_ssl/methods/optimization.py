@@ -12,14 +12,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def scaled_lr(base_lr: float, global_batch: int) -> float:
-    """Scale a learning rate linearly with the batch, in which an image's two views count once.
-
-    Reference: Goyal et al., 2017, section 2.1, https://arxiv.org/abs/1706.02677
-    """
-    return base_lr * global_batch / 256
-
-
 def warmup_cosine(
     optimizer: Optimizer, warmup_steps: float, total_steps: float, floor: float
 ) -> LambdaLR:
@@ -31,19 +23,13 @@ def warmup_cosine(
     .. math::
         \mathrm{lr} \left(f + (1 - f) \frac{1 + \cos(\pi (k - W) / (T - W))}{2} \right)
 
-    and :math:`f \cdot \mathrm{lr}` after step :math:`T`. For :math:`W \ge 1` and :math:`k \le T`
-    this is bolts' ``LinearWarmupCosineAnnealingLR(optimizer, W, T, eta_min=f * lr)``; without
-    warm-up it starts at ``lr``, where that one stays at ``eta_min`` or below.
+    up to step :math:`T`, and :math:`f \cdot \mathrm{lr}` after it.
 
     Args:
         optimizer: Optimizer whose groups hold the learning rates at the end of the warm-up.
         warmup_steps: Optimizer steps of warm-up; from ``total_steps`` on there is no cosine.
-        total_steps: Optimizer steps of the whole training; with ``math.inf`` the rate stays at its
-            highest after the warm-up.
+        total_steps: Optimizer steps of the whole training; with ``math.inf`` there is no decay.
         floor: Last learning rate :math:`f` as a fraction of the highest.
-
-    Returns:
-        A scheduler to be stepped after each optimizer step.
     """
 
     def factor(step: int) -> float:
@@ -61,18 +47,11 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     The second group, neither decayed nor adapted by `~duality_ssl.optim.LARS`, holds the biases,
     the parameters of normalization layers and all other vectors, also those with further dimensions
     of size one (the layer scale of a ConvNeXt has shape ``(C, 1, 1)``). It also holds what a module
-    at any depth exempts by a method ``no_weight_decay()``, as timm's transformers exempt position
-    embeddings and tokens: names as in the module's own ``named_parameters()``, ``*`` for any part.
+    at any depth names by a method ``no_weight_decay()``, as timm's transformers do for position
+    embeddings and tokens; ``*`` stands for any part of a name.
 
     The first group holds the rest, and LARS adapts it even if ``weight_decay`` is zero; other
-    optimizers ignore ``"adapt"``.
-
-    Args:
-        module: Module whose parameters are to be trained.
-        weight_decay: Weight decay of the first group.
-
-    Returns:
-        Two groups, always in this order; either may be empty.
+    optimizers ignore ``"adapt"``. Either group may be empty.
 
     Raises:
         ValueError: If the module has nothing to train.
@@ -92,9 +71,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         for name, parameter in layer.named_parameters(recurse=False):
             vector = parameter.numel() == max(parameter.shape, default=1)
             excluded = vector or name.endswith("bias") or isinstance(layer, norms)
-            excluded = excluded or parameter in exempt
             if parameter.requires_grad:
-                (plain if excluded else weights)[parameter] = None
+                (plain if excluded or parameter in exempt else weights)[parameter] = None
     if not weights and not plain:
         raise ValueError(
             f"Expected {type(module).__name__} to have trainable parameters, but it has none."
@@ -106,11 +84,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def global_batch(trainer: Trainer) -> int:
-    """Images of one optimizer step, over all processes and accumulated batches.
-
-    Raises:
-        ValueError: If neither the data module nor the training loader has a ``batch_size``.
-    """
+    """Images of one optimizer step, over all processes and accumulated batches."""
     size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
     if size is None:
         trainer.fit_loop.setup_data()  # before that there is no loader to ask
@@ -139,11 +113,7 @@ def total_steps(trainer: Trainer) -> float:
 
 
 def warmup_steps(trainer: Trainer, epochs: float, total: float) -> float:
-    """Optimizer steps of a warm-up of so many epochs, at most ``total``.
-
-    Raises:
-        ValueError: If the length of an epoch is not known.
-    """
+    """Optimizer steps of a warm-up of so many epochs, at most ``total``."""
     if epochs == 0:
         return 0
     trainer.fit_loop.setup_data()  # before that the length of an epoch is not known

@@ -12,10 +12,7 @@ from lightning.pytorch.strategies import (
 
 
 def check_strategy(strategy: str | Strategy) -> None:
-    """Refuse a strategy that does not leave each process the whole network and a process group.
-
-    Args:
-        strategy: A name, as the command line takes it, or an instance.
+    """Refuse a strategy, or its name, that does not leave each process the whole network.
 
     Raises:
         ValueError: For FSDP, DeepSpeed, XLA and the like; by name also for ``ddp_spawn``, which
@@ -24,10 +21,8 @@ def check_strategy(strategy: str | Strategy) -> None:
     if isinstance(strategy, str):
         name, fits = strategy, re.match(r"auto$|ddp(?!_spawn)", strategy) is not None
     else:
-        name, fits = (
-            type(strategy).__name__,
-            isinstance(strategy, SingleDeviceStrategy | DDPStrategy),
-        )
+        name = type(strategy).__name__
+        fits = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
     if not fits or isinstance(strategy, DeepSpeedStrategy | XLAStrategy):
         raise ValueError(
             f"Expected --trainer.strategy ddp (or auto), but got {name}: criteria, probes, LARS "

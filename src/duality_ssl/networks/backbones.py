@@ -39,10 +39,7 @@ def register_backbone(build: Any, /) -> Any:
     A decorator: ``@register_backbone`` registers a function by its own name,
     ``@register_backbone("name")`` by another one. The function takes the number of image channels
     and returns a module that maps ``(B, C, H, W)`` to ``(B, num_features)`` and has an int
-    ``num_features``. The same function may be registered again.
-
-    Raises:
-        ValueError: If the name is taken, or the argument is no such function.
+    ``num_features``. A ``ValueError`` says that a name is taken by another function.
 
     Example:
         >>> @register_backbone
@@ -53,15 +50,8 @@ def register_backbone(build: Any, /) -> Any:
         >>> create_backbone("pixels_28", in_channels=1).num_features
         784
     """
-    if isinstance(build, str):
-        return partial(_register, build)
-    return _register(None, build)
-
-
-def _register(name: str | None, build: BackboneBuilder) -> BackboneBuilder:
-    _check_builder(build)
-    register(_BUILDERS, name or build.__name__, build, reserved=_torchvision_names())
-    return build
+    into = partial(register, _BUILDERS, reserved=_torchvision_names())
+    return partial(into, build) if isinstance(build, str) else into(build.__name__, build)
 
 
 def create_backbone(name: str, in_channels: int = 3, image_size: int | None = None) -> nn.Module:
@@ -77,8 +67,8 @@ def create_backbone(name: str, in_channels: int = 3, image_size: int | None = No
         A module from ``(B, in_channels, H, W)`` to ``(B, num_features)``, with ``num_features``.
 
     Raises:
-        ValueError: If the name is unknown (the message lists the nearest names), ``in_channels`` is
-            not positive, or a registered builder breaks its contract.
+        ValueError: If the name is unknown, ``in_channels`` is not positive, or a registered builder
+            breaks its contract.
     """
     if not isinstance(in_channels, int) or in_channels < 1:
         raise ValueError(f"Expected `in_channels` to be at least 1, but got {in_channels!r}.")
@@ -98,7 +88,6 @@ def build_backbone(name: str, in_channels: int = 3, image_size: int | None = Non
     build = None if name in _BUILDERS else import_path(name)
     if build is None:
         return create_backbone(name, in_channels, image_size)
-    _check_builder(build)
     return _built(name, build, in_channels)
 
 
@@ -113,18 +102,15 @@ def available_backbones() -> list[str]:
     return own + [_TIMM + name if name in own else name for name in timm.list_models()]
 
 
-def _check_builder(build: Any) -> None:
-    try:
-        signature(build).bind(3)
-    except (TypeError, ValueError):
-        raise ValueError(
-            "Expected a backbone to be a function of the number of channels that builds a module, "
-            f"but got {build!r}."
-        ) from None
-
-
 def _built(name: str, build: BackboneBuilder, in_channels: int) -> nn.Module:
     """Build a backbone and check its contract."""
+    try:
+        signature(build).bind(in_channels)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"Expected backbone {name!r} to be a function of the number of channels that builds a "
+            f"module, but got {build!r}."
+        ) from None
     backbone: Any = build(in_channels)
     width = getattr(backbone, "num_features", None)
     if not isinstance(backbone, nn.Module) or not isinstance(width, int) or width < 1:

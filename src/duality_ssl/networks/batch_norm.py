@@ -13,31 +13,25 @@ def synchronize_batch_norm(module: nn.Module, device: torch.device) -> None:
     """Replace the batch norms that a Trainer's ``sync_batchnorm`` would break.
 
     Lightning replaces each batch norm by ``torch.nn.SyncBatchNorm``, which takes no CPU tensors and
-    drops the activation of timm's ``BatchNormAct2d``. This function replaces timm's norms, and on a
-    CPU all norms, by `SyncBatchNorm` first, with the same parameters and names.
-
-    Args:
-        module: The network, changed in place.
-        device: Device of the training.
+    drops the activation of timm's ``BatchNormAct2d``. This function replaces timm's norms, and for
+    a training on a CPU all norms, by `SyncBatchNorm` first, with the same parameters and names.
 
     Raises:
-        ValueError: If the network has a batch norm that is neither PyTorch's nor timm's: what it
-            does besides would be lost.
+        ValueError: If a batch norm is neither PyTorch's nor timm's: a part of it would be lost.
     """
     from timm.layers import BatchNormAct2d, SyncBatchNormAct
 
     for name, child in module.named_children():
         if not isinstance(child, _PLAIN):
             synchronize_batch_norm(child, device)
-        elif type(child) in (*_PLAIN, BatchNormAct2d, SyncBatchNormAct):
-            if type(child) not in _PLAIN or device.type == "cpu":
-                setattr(module, name, SyncBatchNorm(child))
-        else:  # a subclass may do more
+        elif type(child) not in (*_PLAIN, BatchNormAct2d, SyncBatchNormAct):
             raise ValueError(
                 "Expected `sync_batchnorm` for batch norms of PyTorch and timm, but the backbone "
                 f"has {type(child).__name__}, of which a part might be lost. Take another backbone "
                 "or set --trainer.sync_batchnorm false."
             )
+        elif type(child) not in _PLAIN or device.type == "cpu":
+            setattr(module, name, SyncBatchNorm(child))
 
 
 class SyncBatchNorm(nn.Module):
@@ -46,11 +40,9 @@ class SyncBatchNorm(nn.Module):
     .. math:: \mu = \tfrac{1}{W} \sum_w \mu_w, \qquad
         \sigma^2 = \tfrac{1}{W} \sum_w \sigma_w^2 + \tfrac{1}{W} \sum_w (\mu_w - \mu)^2
 
-    for W processes with equally many rows; then ``drop`` and ``act`` of timm's norms. Lightning
-    leaves it as it is, since it is not a subclass of PyTorch's batch norms.
-
-    Args:
-        norm: The layer that it replaces; it takes over its parameters and buffers.
+    for W processes with equally many rows; then ``drop`` and ``act`` of timm's norms. It takes over
+    the parameters and buffers of ``norm``. Lightning leaves it as it is, since it is not a subclass
+    of PyTorch's batch norms.
     """
 
     weight: Tensor | None
@@ -90,10 +82,8 @@ class SyncBatchNorm(nn.Module):
         self._track(mean.detach(), variance.detach(), everyone.world_size * x.numel() // x.shape[1])
         shape = (1, -1, *(1 for _ in across[1:]))
         out = (full - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)
-        if self.weight is not None:
-            out = out * self.weight.view(shape)
-        if self.bias is not None:
-            out = out + self.bias.view(shape)
+        if self.weight is not None and self.bias is not None:
+            out = out * self.weight.view(shape) + self.bias.view(shape)
         return out.to(x.dtype)
 
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:

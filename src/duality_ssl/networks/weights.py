@@ -18,13 +18,10 @@ _PREFIXES = ("", "backbone.", "module.", "module.backbone.")
 def save_backbone(
     weights: Mapping[str, Tensor], path: str | Path, about: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the weights of a backbone to a safetensors file, whole or not at all.
+    """Write the state dict of a backbone to a safetensors file, whole or not at all.
 
-    Args:
-        weights: The backbone's state dict.
-        path: The file; its folder is created.
-        about: Metadata, as from `duality_ssl.JointEmbedding.about_backbone`; what is no string is
-            written as JSON, and None is left out.
+    The metadata ``about``, as from `duality_ssl.JointEmbedding.about_backbone`, is written as JSON
+    where it is no string, and left out where it is None.
     """
     given = {str(key): value for key, value in (about or {}).items() if value is not None}
     texts = {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in given.items()}
@@ -38,12 +35,7 @@ def save_backbone(
 
 
 def export_backbone(checkpoint: str | Path, path: str | Path) -> None:
-    """Write the backbone in a run's checkpoint to a safetensors file, as the end of a fit does.
-
-    Raises:
-        FileNotFoundError: If there is no such checkpoint.
-        ValueError: If it is no checkpoint of a run.
-    """
+    """Write the backbone in a run's checkpoint to a safetensors file, as the end of a fit does."""
     content = _load(Path(checkpoint))
     weights = _below(_named(content, checkpoint), "backbone.")
     if not weights:
@@ -60,8 +52,8 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
     Args:
         backbone: The network to fill, in place.
         path: A checkpoint (``.ckpt``), or a state dict (``.pt``, ``.pth``, ``.safetensors``). Its
-            keys are the backbone's, bare or after ``backbone.`` or ``module.``; other tensors in
-            the file (a classifier, a projector) are left out and counted.
+            keys are the backbone's, bare or after ``backbone.`` or ``module.``; other tensors are
+            left out and counted.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -27,8 +27,7 @@ class _RunCheckpoint(ModelCheckpoint):
     _warned_of_damage = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the run's folder; other commands than fit have none."""
-        if stage == "fit":
+        if stage == "fit":  # other commands have no folder
             super().setup(trainer, pl_module, stage)
 
     def refuses(self, trainer: Trainer) -> bool:
@@ -47,9 +46,8 @@ class LastCheckpoint(_RunCheckpoint):
     """Keeps ``last.ckpt``, the newest state whatever its metrics, and the one before it.
 
     It writes before the first batch of an epoch, between two optimizer steps and at the end of the
-    run: by then the last step is validated and logged. The former ``last.ckpt`` becomes
-    ``previous.ckpt`` once the new one is complete. With this callback every checkpoint of a fit,
-    also that of another callback, has what `duality_ssl.runs.exact_resume` adds.
+    run: by then the last step is validated and logged. With this callback every checkpoint of a
+    fit has what `duality_ssl.runs.exact_resume` adds.
 
     Args:
         every_n_epochs: Epochs between two checkpoints; the end of the run is always written.
@@ -79,51 +77,42 @@ class LastCheckpoint(_RunCheckpoint):
         return type(self).__qualname__
 
     def state_dict(self) -> dict[str, Any]:
-        """Lightning's, and the batch that the last validation followed."""
         return {**super().state_dict(), "validated_batch": self._validated_batch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the batch; the rest is of no use to a resumed fit."""
         self._validated_batch = state_dict.get("validated_batch")
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add what Lightning leaves out."""
         validated = self._validated_batch == trainer.fit_loop.total_batch_idx - 1
         complete(checkpoint, trainer, validated)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the entry until training starts."""
-        self._kept = checkpoint.get(KEY, {})
+        self._kept = checkpoint.get(KEY, {})  # until training starts
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore what Lightning has just emptied."""
         restore(self._kept, trainer)
         self._kept = {}
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the state after an epoch, if it is due."""
         if trainer.current_epoch % (self.every_n_epochs or 1) == 0 or self._is_due(trainer):
             self.save(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Write the state after a step, if it is due; the new batch has changed nothing yet."""
         # this is the first batch after the step, so no gradients are being accumulated
         if batch_idx and self._is_due(trainer):
             self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the batch, and write nothing yet: its metrics are logged after this."""
-        if not trainer.sanity_checking:
+        if not trainer.sanity_checking:  # its metrics are logged after this: write nothing yet
             self._validated_batch = trainer.fit_loop.total_batch_idx
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the end of the run."""
         self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
@@ -171,7 +160,6 @@ class BestCheckpoint(_RunCheckpoint):
         self._warned = False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score if its checkpoint is in this run's folder."""
         path = self.format_checkpoint_name({})
         if state_dict["best_model_score"] is not None and Path(path).exists():
             self.current_score = state_dict["current_score"]
@@ -181,7 +169,6 @@ class BestCheckpoint(_RunCheckpoint):
             self.best_k_models = {path: self.kth_value}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the state if it is the best so far; warn once if the metric is not logged."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         score = trainer.callback_metrics.get(self.monitor or "")

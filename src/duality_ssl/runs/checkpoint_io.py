@@ -13,9 +13,8 @@ from duality_ssl.files import write_atomically
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint completely or not at all, and lets training continue if it cannot.
 
-    A checkpoint is forced to the disk before it gets its name, so a kill or a power cut leaves the
-    old one or the new one. A write that fails, on a full disk for example, leaves the old one and
-    no partial file. It warns once; the next checkpoint is tried again. Paths are local, no URLs.
+    A kill leaves the old checkpoint or the new one. So does a write that fails, on a full disk for
+    example, with one warning; the next checkpoint is tried again. Paths are local, no URLs.
 
     The command line always uses it; in Python, ``Trainer(plugins=[AtomicCheckpointIO()])``.
     """
@@ -26,7 +25,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write the checkpoint, or warn if that is not possible."""
         path = Path(path)
         try:
             write_atomically(path, lambda file: torch.save(checkpoint, file))
@@ -37,8 +35,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if not self.failed:
                 rank_zero_warn(
                     f"No checkpoint can be written to {path.parent}: {cause.strerror or cause}. "
-                    "Check the disk and who may write to it. Training continues, the existing "
-                    "checkpoints stay as they are, and the next one is tried again."
+                    "Check the disk and who may write to it. Training continues, and the next "
+                    "checkpoint is tried again."
                 )
             self.failed = True
         else:

@@ -24,7 +24,6 @@ _RENAMED_PATHS = {
     "duality_ssl.checkpoint_io": "duality_ssl.runs.checkpoint_io",
     "duality_ssl.data.folder": "duality_ssl.data.sources.folder",
     "duality_ssl.loggers": "duality_ssl.runs.loggers",
-    "duality_ssl.memory": "duality_ssl.callbacks.memory",
     "duality_ssl.profiler.StepProfiler": "lightning.pytorch.profilers.SimpleProfiler",
 }
 _RENAMED_ARGUMENTS = {("SpectralContrastive", "radius"): "mu"}  # the squared radius, also then
@@ -56,10 +55,9 @@ def read_run_config(run: Path, options: Collection[str]) -> Config | None:
     if not path.is_file():
         return None
     config: Config = _renamed(read_config(path)[1])
-    unknown = unknown_options(config, path, options)
-    for name in unknown:
-        config = without(config, name.split("."))
-    if unknown:
+    if unknown := unknown_options(config, path, options):
+        for name in unknown:
+            config = without(config, name.split("."))
         rank_zero_warn(
             f"{path} sets {', '.join(unknown)}: unknown to duality_ssl {duality_ssl.__version__}, "
             "and left out."
@@ -78,9 +76,8 @@ def _renamed(value: Any) -> Any:
     method = str(value.get("class_path")).rpartition(".")[2]
     renamed = {key: _renamed(each) for key, each in value.items()}
     if isinstance(arguments := renamed.get("init_args"), dict):
-        renamed["init_args"] = {
-            _RENAMED_ARGUMENTS.get((method, key), key): each for key, each in arguments.items()
-        }
+        names = [_RENAMED_ARGUMENTS.get((method, key), key) for key in arguments]
+        renamed["init_args"] = dict(zip(names, arguments.values(), strict=True))
     return renamed
 
 
@@ -98,13 +95,7 @@ def without(config: Config, path: Sequence[str]) -> Config:
 def unknown_options(
     config: Config, path: Path, options: Collection[str], above: str = ""
 ) -> list[str]:
-    """Names in a config that are no options.
-
-    Args:
-        config: Content of the file, or of a group in it.
-        path: The file.
-        options: Names of all options, such as ``data.view1.scale``.
-        above: Name of the group, with a dot.
+    """Names in a config, or in the group ``above`` of it, that are no options.
 
     Raises:
         ValueError: If the config has a value in place of a group of options.
@@ -125,7 +116,7 @@ def unknown_options(
 
 
 def read_config(path: Path) -> tuple[str, Config]:
-    """Read a config: its text and its content.
+    """Read the text and the content of a config.
 
     Raises:
         ValueError: If the file is not YAML, or does not map options to values.
@@ -166,14 +157,11 @@ class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ign
     """Refuses a key that stands twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping, if it has each key once."""
         seen = set()
         for key, _ in node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else id(key)
             if name in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{name!r} occurs twice", problem_mark=key.start_mark
-                )
+                problem = f"{name!r} occurs twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             seen.add(name)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
+        return super().construct_mapping(node, deep)

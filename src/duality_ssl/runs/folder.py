@@ -28,13 +28,11 @@ _EPOCHS = 1000  # the Trainer's limit where neither epochs nor steps are limited
 
 
 class Checkpoint(NamedTuple):
-    """How far a fit was when it wrote a checkpoint."""
+    """How far a fit was when it wrote a checkpoint: optimizer steps taken, epochs finished."""
 
     path: Path
     step: int
-    """Optimizer steps taken."""
     epochs: int
-    """Epochs finished."""
 
     def is_complete(self, max_epochs: int | None, max_steps: int) -> bool:
         """Whether a trainer with these limits has nothing left to do; -1 is no limit."""
@@ -44,7 +42,7 @@ class Checkpoint(NamedTuple):
 
 
 def runs_folder(options: Mapping[str, Any]) -> Path:
-    """Where the runs of these options are, ``runs/EXPERIMENT/METHOD``; by their dotted names."""
+    """Where the runs of options, by their dotted names, are: ``runs/EXPERIMENT/METHOD``."""
     experiment = options["experiment"] or options["data.source"]
     method = options["model.class_path"].rpartition(".")[2]
     return Path(options["trainer.default_root_dir"]) / experiment / method
@@ -90,10 +88,7 @@ def last_checkpoint(run: Path) -> Path:
 
 
 def newest_checkpoint(run: Path, but: Path | None = None) -> Checkpoint | None:
-    """The checkpoint of a run with the most steps, except ``but``; None if none can be read.
-
-    Each checkpoint that cannot be read is named in a warning.
-    """
+    """The readable checkpoint of a run with the most steps, except ``but``; warns of the others."""
     found = []
     for path in sorted((run / _FOLDER).glob("*.ckpt")):
         if path != but and path.is_file():
@@ -120,8 +115,7 @@ def read_checkpoint(path: Path, of_fit: bool = True) -> Checkpoint:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is truncated, damaged, or no checkpoint of a fit. The message names
-            another checkpoint of the run, if it has one.
+        ValueError: If it is damaged or no checkpoint of a fit; names another one of the run.
     """
     try:
         if not path.is_file():
@@ -174,10 +168,9 @@ def _progress(path: Path, needed: set[str]) -> Checkpoint:
 class RunFolder(Callback):
     """Chooses the folder of a fit, once, and gives it to everything that writes there.
 
-    A new fit claims the next ``version_N``, a resumed one keeps its folder. The first process
-    chooses, locks the folder for as long as the fit lasts, and writes ``config.yaml``; its former
-    content stays as ``config-until-step-N.yaml``. On every process, checkpoints, loggers and the
-    profiler are then pointed to the folder.
+    A new fit claims the next ``version_N``, a resumed one keeps its folder. The first process locks
+    it for as long as the fit lasts, and writes ``config.yaml``; former content stays as
+    ``config-until-step-N.yaml``. Checkpoints, loggers and the profiler then write to the folder.
 
     Args:
         folder: Where the runs of the experiment and method are.
@@ -195,15 +188,11 @@ class RunFolder(Callback):
         checkpoint: Checkpoint | None = None,
         loggers: Named = (),
     ) -> None:
-        self._folder = folder
-        self._config = config
-        self._run = run
-        self._checkpoint = checkpoint
-        self._loggers = loggers
+        self._folder, self._config, self._run = folder, config, run
+        self._checkpoint, self._loggers = checkpoint, loggers
         self._held = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Choose, lock and prepare the folder; point everything that writes to it."""
         checkpoint = str(self._checkpoint.path) if self._checkpoint else None
         first = trainer.strategy.broadcast(checkpoint)
         if checkpoint != first:
@@ -225,7 +214,6 @@ class RunFolder(Callback):
             profiler.dirpath = run
 
     def teardown(self, *args: Any, **kwargs: Any) -> None:
-        """Release the folder."""
         self._held.close()
 
     on_exception = teardown
@@ -249,9 +237,7 @@ class RunFolder(Callback):
 
 @contextmanager
 def lock_run(run: Path) -> Iterator[None]:
-    """Lock the folder of a run against other fits, where its file system can.
-
-    The lock ends with the process, however it ends.
+    """Lock the folder of a run until the process ends, where its file system can.
 
     Raises:
         ValueError: If another process holds the lock.
@@ -262,8 +248,7 @@ def lock_run(run: Path) -> Iterator[None]:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             raise ValueError(
-                f"Another process is training in {run}: wait for its end, or name this run "
-                "otherwise with --experiment."
+                f"Another process is training in {run}: wait for its end, or set --experiment."
             ) from error
         except OSError:
             pass

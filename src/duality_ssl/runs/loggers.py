@@ -22,10 +22,7 @@ Named = Sequence[Mapping[str, Any]]
 def run_loggers(run: Path, step: int | None, named: Named) -> list[Logger]:
     """The loggers of a fit: TensorBoard and CSV in its folder, and those that the user names.
 
-    Args:
-        run: Folder of the run.
-        step: Steps of the checkpoint: TensorBoard hides later points, which are logged again.
-        named: The user's loggers.
+    TensorBoard hides points after ``step``, the checkpoint's, which are logged again.
     """
     place = run.parent.parent, run.parent.name, run.name
     tensorboard = TensorBoardLogger(*place, default_hp_metric=False, purge_step=step)
@@ -49,14 +46,7 @@ def named_loggers(run: Path, named: Named) -> list[Logger]:
 
 
 class RunCSVLogger(Logger):
-    """Writes ``metrics.csv``, and appends to one that exists.
-
-    After a kill the last row may be cut off; it is dropped. A new column is added to a copy of the
-    file, which takes its place.
-
-    Args:
-        run: Folder of the run.
-    """
+    """Writes ``metrics.csv`` in the folder of a run, and appends to one that exists."""
 
     def __init__(self, run: Path) -> None:
         super().__init__()
@@ -66,19 +56,16 @@ class RunCSVLogger(Logger):
 
     @property
     def rows(self) -> int:
-        """Rows in the file."""
         if self._rows is None:
             self.rewind(math.inf)
         return self._rows or 0
 
     @property
     def name(self) -> str:
-        """Folder of the method."""
         return self._path.parent.parent.name
 
     @property
     def version(self) -> str:
-        """Folder of the run."""
         return self._path.parent.name
 
     @rank_zero_only
@@ -101,14 +88,9 @@ class RunCSVLogger(Logger):
 
     @rank_zero_only
     def rewind(self, step: float, rows: int | None = None) -> None:
-        """Drop the rows that a resumed run will log again.
-
-        Args:
-            step: Steps of the checkpoint: later rows are dropped.
-            rows: Rows of the file at the checkpoint; None if unknown.
-        """
+        """Keep the rows before a step, at most ``rows``; a resumed run logs the others again."""
         content = self._path.read_bytes() if self._path.is_file() else b""
-        whole, end, _ = content.rpartition(b"\n")
+        whole, end, _ = content.rpartition(b"\n")  # a kill may have cut off the last row
         table = csv.DictReader(io.StringIO((whole + end).decode(), newline=""))
         kept = [row for row in islice(table, rows) if int(row["step"]) < step]
         self._columns, self._rows = list(table.fieldnames or ()) if kept else [], len(kept)

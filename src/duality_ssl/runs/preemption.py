@@ -30,11 +30,9 @@ class Preemption(Callback):
     """On SIGTERM or SIGUSR1 finishes the running step, writes ``last.ckpt`` and exits with code 75.
 
     A signal during set-up ends the fit at once; one during validation waits for its end. A second
-    signal, a second or more after the first, ends the process at once. With several processes it
-    is enough that one gets the signal: they ask each other every few steps and stop at the same
-    one. Under SLURM with ``SLURMEnvironment(auto_requeue=True)``, Lightning's default under
-    ``srun``, SIGUSR1 requeues the job after the checkpoint. This replaces Lightning's own handler,
-    which writes in the middle of a step.
+    signal, a second or more after the first, ends the process at once. Several processes stop at
+    the same step if one gets the signal. Under SLURM with ``auto_requeue``, SIGUSR1 requeues the
+    job. This replaces Lightning's own handler, which writes in the middle of a step.
 
     Args:
         every_n_steps: Optimizer steps between two times that several processes ask each other.
@@ -52,35 +50,29 @@ class Preemption(Callback):
         self._former: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen; until training starts, a signal ends the process."""
         self._starting, self._received = trainer, {}
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             self._former = {number: signal.getsignal(number) for number in _SIGNALS}
             self._listen(trainer)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace the handlers that Lightning has set since."""
-        self._listen(trainer)
+        self._listen(trainer)  # again: Lightning has set its own handlers since
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace the handlers that Lightning has set since; from now on, finish the step."""
         self._listen(trainer)
         self._starting = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop between two epochs."""
         self._stop_if_signalled(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Stop between two steps."""
         step, rest = divmod(batch_idx, trainer.accumulate_grad_batches)
         if step and not rest and (world_size() == 1 or step % self.every_n_steps == 0):
             self._stop_if_signalled(trainer)
 
     def teardown(self, *args: Any, **kwargs: Any) -> None:
-        """Restore the former handlers."""
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former = {}
@@ -94,8 +86,7 @@ class Preemption(Callback):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._starting is not None:
-            launcher = self._starting.strategy.launcher
-            if launcher is not None:
+            if (launcher := self._starting.strategy.launcher) is not None:
                 launcher.kill(number)  # its other processes would wait for this one
             raise SystemExit(EXIT_CODE)
         now = time.monotonic()

@@ -40,14 +40,10 @@ _IN_OPTIMIZER = ("model.base_lr", "model.weight_decay")
 class Resume(NamedTuple):
     """How a fit starts; by default as a new run from scratch."""
 
-    run: Path | None = None
-    """Folder to resume in; None for a new version."""
-    checkpoint: Checkpoint | None = None
-    """What the fit starts from; None for scratch."""
-    complete: bool = False
-    """Whether nothing is left to do."""
-    note: str = ""
-    """The decision in a sentence; empty where there was none to take."""
+    run: Path | None = None  # folder to resume in; None for a new version
+    checkpoint: Checkpoint | None = None  # what the fit starts from; None for scratch
+    complete: bool = False  # whether nothing is left to do
+    note: str = ""  # the decision in a sentence; empty where there was none to take
 
 
 def resolve_resume(
@@ -174,11 +170,8 @@ def contradictions(former: Options, options: Options) -> Changes:
 
 def deciding_values(options: Options) -> Options:
     """The options that decide the result of a fit, by their names on the command line."""
-    values = {
-        name: value
-        for name, value in options.items()
-        if name.startswith(("model.", "data.")) and name not in _INCIDENTAL
-    } | {name: options.get(name) for name in _DECIDING}
+    own = [name for name in options if name.startswith(("model.", "data."))]
+    values = {name: options.get(name) for name in (*own, *_DECIDING) if name not in _INCIDENTAL}
     precision = str(values["trainer.precision"])
     return values | {"trainer.precision": _PRECISIONS.get(precision, precision)}
 

@@ -165,15 +165,14 @@ def test_message_names_the_other_reading(tmp_path: Path, caplog: pytest.LogCaptu
     root = write(tmp_path, *LAYOUTS["classes"][0])
     module(root)
     assert (
-        f"`{root}`: 21 images to train on, labelled by folder, of 2 classes (cat, dog). 3 more, a "
-        "tenth of each class drawn by the seed, are held out for validation, as there is no val/. "
-        "To ignore the folders set `data.labels` to none."
+        f"`{root}`: 21 images to train on, 3 more held out for validation, labelled by folder, of "
+        "2 classes. To ignore the folders set `data.labels` to none."
     ) in caplog.text
     caplog.clear()
     module(root, "none")
     assert (
-        f"`{root}`: 24 images to train on, without labels, from folders of any depth. To take the "
-        "folders as classes set `data.labels` to folder."
+        f"`{root}`: 24 images to train on, without labels. To take its folders as classes set "
+        "`data.labels` to folder."
     ) in caplog.text
 
 
@@ -194,13 +193,13 @@ def test_images_beside_classes(place: str, tmp_path: Path) -> None:
 
 def test_images_beside_classes_of_the_validation_set(labelled: Path) -> None:
     write_image(labelled / "val" / "stray.jpg")
-    with pytest.raises(ValueError, match=r"in `.*val`.* but it holds 1 images and 2 folders: move"):
+    with pytest.raises(ValueError, match=r"in `.*val`.* but it holds 1 images and 2 folders with"):
         module(labelled)
 
 
 def test_no_folders_to_take_as_classes(tmp_path: Path) -> None:
     write(tmp_path, *numbered("{}.jpg", 7))
-    with pytest.raises(ValueError, match="but it holds 7 images and no folders: sort them, or set"):
+    with pytest.raises(ValueError, match="but it holds 0 folders and 7 images"):
         module(tmp_path, "folder")
 
 
@@ -252,11 +251,6 @@ def test_labels_of_a_probe_set_stay(labelled: Path) -> None:
     assert sizes(data) == (2, 2, 6)
 
 
-def test_labels_of_no_folder() -> None:
-    with pytest.raises(ValueError, match="to be auto with the source `digits`, but got 'none'"):
-        SSLDataModule("digits", labels="none")
-
-
 def test_names_of_any_alphabet(tmp_path: Path) -> None:
     write_folder(tmp_path, ("кот", "犬 2"), train=1, val=1)
     images = create_source("folder", tmp_path).load("train")
@@ -265,27 +259,26 @@ def test_names_of_any_alphabet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scene", "found"),
+    "scene",
     [
-        (lambda root: None, "is empty"),
-        (lambda root: (root / "cat").mkdir(), "holds cat/"),
-        (lambda root: (root / "IMG_1.heic").touch(), "holds IMG_1.heic"),
-        (lambda root: write(root, "val/0.jpg"), "holds val/"),
+        lambda root: None,
+        lambda root: (root / "cat").mkdir(),
+        lambda root: (root / "IMG_1.heic").touch(),
+        lambda root: write(root, "val/0.jpg"),
     ],
     ids=["empty", "empty folder", "another format", "validation alone"],
 )
-def test_nothing_found(scene: Callable[[Path], object], found: str, tmp_path: Path) -> None:
+def test_nothing_found(scene: Callable[[Path], object], tmp_path: Path) -> None:
     scene(tmp_path)
-    with pytest.raises(
-        FileNotFoundError,
-        match=rf"hold train/<class>/\* and val/.*jpg.* but found no image: .*` {found}",
-    ):
+    expected = r"hold train/<class>/\* and val/.* but found no image in .*jpg"
+    with pytest.raises(FileNotFoundError, match=expected):
         create_source("folder", tmp_path).load("train")
 
 
-def test_empty_class(labelled: Path) -> None:
+def test_class_without_images(labelled: Path) -> None:
     (labelled / "train" / "eel").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"images \(.*jpg.*eel`, but found none"):
+    (labelled / "train" / "eel" / "IMG_1.heic").touch()
+    with pytest.raises(FileNotFoundError, match=r"images in `.*eel` \(.*jpg.*, but found none"):
         create_source("folder", labelled).load("train")
 
 
@@ -299,17 +292,14 @@ def test_imagenet(tmp_path: Path) -> None:
 
 def test_imagenet_with_flat_validation(tmp_path: Path) -> None:
     write(tmp_path, "train/n01440764/0.jpg", "val/ILSVRC2012_val_00000001.jpg")
-    with pytest.raises(ValueError, match="1 images and no folders: move each image"):
+    with pytest.raises(ValueError, match="1 images and no folders with images: move each"):
         create_source("imagenet", tmp_path).load("val")
 
 
-@pytest.mark.parametrize(
-    ("files", "found"),
-    [("classes", "holds cat/, dog/"), ("classes in train/ alone", "holds train/")],
-)
-def test_imagenet_wants_both_splits(files: str, found: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("files", ["classes", "classes in train/ alone"])
+def test_imagenet_wants_both_splits(files: str, tmp_path: Path) -> None:
     write(tmp_path, *LAYOUTS[files][0])
-    with pytest.raises(FileNotFoundError, match=rf"train/<wnid>/\* and val/<wnid>/\*, .* {found}"):
+    with pytest.raises(FileNotFoundError, match=r"train/<wnid>/\* and val/<wnid>/\*, .* missing"):
         create_source("imagenet", tmp_path).load("train")
 
 
@@ -322,7 +312,7 @@ def test_fit_on_class_folders_holds_images_out(
         for i in range(11):
             write_image(Path("images", name, f"{i}.png"), seed=100 * label + i)
     main(shlex.split(f"fit {GUIDE} --data.root images {SMALL}"))
-    assert caplog.text.count("20 images to train on, labelled by folder, of 2 classes") == 1
+    assert caplog.text.count("20 images to train on, 2 more held out for validation, labelled") == 1
     run = Path("runs/folder/SimCLR/version_0")
     for split in ("train", "val"):
         main(shlex.split(f"predict --ckpt_path {run} --data.predict_split {split}"))

@@ -6,14 +6,38 @@ operation agrees with ``torchvision.transforms.v2.functional`` on float images; 
 saturation, hue and greyscale are identities, as there.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from duality_ssl.data.augment.operation import change_drawn, upload
-
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # ITU-R 601-2 luma, as in torchvision
+
+
+def change_drawn(
+    images: Tensor, drawn: Tensor, change: Callable[..., Tensor], *parameters: Tensor
+) -> Tensor:
+    """Apply ``change(images, *parameters)`` to the drawn samples of a batch, in place if possible.
+
+    ``drawn`` (shape ``(N,)``) and the parameters are on the CPU: a GPU never has to be waited for.
+    """
+    if drawn.all():
+        return change(images, *parameters)
+    if drawn.any():
+        places = drawn.nonzero().squeeze(1)
+        index = upload(places, images.device)
+        changed = change(images.index_select(0, index), *(each[places] for each in parameters))
+        # a CPU copies value by value: 16 bytes at a time take a fourth of the time
+        fits = images.shape[3] * images.element_size() % 16 == 0
+        wide = torch.complex128 if fits else images.dtype
+        images.view(wide).index_copy_(0, index, changed.view(wide))
+    return images
+
+
+def upload(parameters: Tensor, device: torch.device) -> Tensor:
+    """Copy small CPU tensors to a device, without waiting for it."""
+    return parameters.to(device, non_blocking=True)
 
 
 def luma(images: Tensor) -> Tensor:

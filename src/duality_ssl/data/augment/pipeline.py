@@ -45,14 +45,13 @@ class Augmentation:
     ) -> Tensor:
         """Draw parameters for the global batch; apply those of this process's images.
 
+        The result is what one process with the whole batch makes of these images.
+
         Args:
             images: This process's images, as for `apply`.
             generator: Generator on the CPU, in the same state on every process.
             cropped: Whether the images were cropped when they were decoded.
             group: Processes that share the batch, with as many images each.
-
-        Returns:
-            What one process with the whole batch makes of these images.
         """
         size = None if cropped else (images.shape[2], images.shape[3])
         draws = self.view.draw(group.world_size * len(images), generator, size)
@@ -70,7 +69,7 @@ class Augmentation:
             draws: Parameters of ``N`` samples.
 
         Returns:
-            Float tensor of shape ``(N, C, image_size, image_size)``, normalised.
+            Normalised floats, shape ``(N, C, image_size, image_size)``.
         """
         n, size, device = len(images), self.image_size, images.device
         shape, chunk = (n, images.shape[1], size, size), n

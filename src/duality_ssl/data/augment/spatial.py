@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from duality_ssl.data.augment.operation import change_drawn, upload
+from duality_ssl.data.augment.color import change_drawn, upload
 
 
 class Resampling:
@@ -66,13 +66,7 @@ def _weigh_rows(images: Tensor, pixel: Tensor, weight: Tensor) -> Tensor:
     A sum over a bag of embeddings does that, with rows of pixels as embeddings: one pass, where
     gathering the rows of each weight would take two passes per weight.
 
-    Args:
-        images: Shape ``(N, C, H, W)``.
-        pixel: Which rows, shape ``(N or 1, size, K)``, int.
-        weight: Their weights, shape ``(N, size or 1, K)``.
-
-    Returns:
-        Shape ``(N, C, size, W)``.
+    ``pixel``, ``(N or 1, size, K)``, says which rows; ``weight``: ``(N, size or 1, K)``.
     """
     n, channels, height, width = images.shape
     planes = torch.arange(0, n * channels * height, height, dtype=pixel.dtype, device=images.device)

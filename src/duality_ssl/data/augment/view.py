@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_PROBABILITIES = ("flip", "jitter", "gray", "blur", "solarize")
-_STRENGTHS = ("brightness", "contrast", "saturation")
+_RANGES = ("scale", "ratio", "sigma")
+_HIGHEST = {"scale": 1.0, "hue": 0.5}
+_HIGHEST |= dict.fromkeys(("flip", "jitter", "gray", "blur", "solarize"), 1.0)
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,7 @@ class View:
     The defaults are BYOL's colours with SimCLR's blur.
 
     Raises:
-        ValueError: If a probability is outside [0, 1], a strength is negative, a range is empty, or
-            one of them is not finite.
+        ValueError: If a value is out of its range.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -49,23 +49,16 @@ class View:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in _PROBABILITIES:
-            if not 0 <= (p := getattr(self, name)) <= 1:
-                raise ValueError(f"Expected `{name}` to be a probability in [0, 1], but got {p}.")
-        for name in _STRENGTHS:
-            if not 0 <= (strength := getattr(self, name)) < math.inf:
-                raise ValueError(
-                    f"Expected `{name}` to be finite and 0 or more, but got {strength}."
-                )
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"Expected `hue` to be in [0, 0.5] turns, but got {self.hue}.")
-        for name, top in (("scale", " <= 1"), ("ratio", ""), ("sigma", "")):
-            low, high = getattr(self, name)
-            if not 0 < low <= high < math.inf or (top and high > 1):
-                raise ValueError(
-                    f"Expected `{name}` to be a finite range 0 < low <= high{top}, but got "
-                    f"({low}, {high})."
-                )
+        for name, value in vars(self).items():
+            highest = _HIGHEST.get(name, 1e6)
+            if name in _RANGES:
+                low, high = value
+                fits = 0 < low <= high <= highest
+                expected = f"a range 0 < low <= high <= {highest:g}"
+            else:
+                fits, expected = 0 <= value <= highest, f"in [0, {highest:g}]"
+            if not fits:
+                raise ValueError(f"Expected `{name}` to be {expected}, but got {value}.")
 
     def draw(
         self, n: int, generator: torch.Generator, size: tuple[int, int] | None = None

@@ -1,11 +1,10 @@
 """What an image source is, and the registry of sources."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from functools import partial
 from inspect import isabstract
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, overload
+from typing import Any, ClassVar, Literal
 
 from duality_ssl.data.datasets import Images
 from duality_ssl.registry import did_you_mean, import_path, register
@@ -72,13 +71,8 @@ class ImageSource(ABC):
 
 
 _SOURCES: dict[str, type[ImageSource]] = {}
-_T = TypeVar("_T", bound=type[ImageSource])
 
 
-@overload
-def register_source(source: _T, /) -> _T: ...
-@overload
-def register_source(name: str, /) -> Callable[[_T], _T]: ...
 def register_source(source: Any, /) -> Any:
     """Let ``data.source`` name an `ImageSource`.
 
@@ -86,8 +80,7 @@ def register_source(source: Any, /) -> Any:
     ``@register_source("name")`` under another one.
 
     Raises:
-        ValueError: If the name is taken, or the class is no `ImageSource`. The same class may be
-            registered again, as when a notebook's cell is run twice.
+        ValueError: If another class has the name, or the class is no `ImageSource`.
     """
     if isinstance(source, str):
         return partial(_register, source)
@@ -120,7 +113,7 @@ def create_source(name: str, root: Path | str | None = None, **options: Any) -> 
     ``mine.Stripes``, whose module is imported.
 
     Raises:
-        ValueError: If there is no such source; names the nearest ones.
+        ValueError: If there is no such source.
     """
     source = _SOURCES[name] if name in _SOURCES else import_path(name)
     if source is None:

@@ -20,7 +20,6 @@ from duality_ssl.data.sources.layout import (
 )
 
 _LAYOUT = "train/<class>/* and val/<class>/*, <class>/*, or images without labels in any folders"
-_ENDINGS = ", ".join(sorted(EXTENSIONS))
 _UNLABELLED_VAL = 5000  # images of an unlabelled folder that serve as a validation set
 
 
@@ -58,7 +57,7 @@ class Folder(ImageSource):
             return held_out
         _, val = self._splits()
         if val is not None and classes is not None:
-            return self._labelled_validation(list_images(val), classes)
+            return _labelled_validation(list_images(val), classes)
         if val is not None and (listing := list_images(val)).images:
             return _file_images(listing)
         count = min(len(images), _UNLABELLED_VAL)
@@ -69,7 +68,7 @@ class Folder(ImageSource):
         root = self._given_root(_LAYOUT)
         if not root.is_dir():
             raise FileNotFoundError(
-                f"Expected `data.root` to be a folder with {_LAYOUT}, but {_describe(root)}."
+                f"Expected `data.root`, a folder with {_LAYOUT}, but there is no folder `{root}`."
             )
         train, val = root / "train", root / "val"
         return train if train.is_dir() else root, val if val.is_dir() else None
@@ -81,20 +80,25 @@ class Folder(ImageSource):
         listing = list_images(folder, without="val" if folder == self.root else None)
         if not listing.images:
             raise FileNotFoundError(
-                f"Expected `data.root` to hold {_LAYOUT} ({_ENDINGS}), but found no image: "
-                f"{_describe(folder)}."
+                f"Expected `data.root` to hold {_LAYOUT}, but found no image in `{folder}` "
+                f"({', '.join(sorted(EXTENSIONS))})."
             )
         labels = self.auto if self.labels == "auto" else self.labels
         if not labelled_by_folder(listing, labels, folder != self.root and val is not None):
-            rank_zero_info(_describe_unlabelled(listing))
+            hint = " To take its folders as classes set `data.labels` to folder."
+            rank_zero_info(
+                f"`{folder}`: {len(listing.images):,} images to train on, without labels."
+                f"{hint if listing.folders else ''}"
+            )
             return _file_images(listing), None, None
-        for name, inside in listing.folders.items():
-            if not inside:
-                raise FileNotFoundError(
-                    f"Expected images ({_ENDINGS}) in `{folder / name}`, but found none: remove "
-                    "the folder if it is no class."
-                )
         classes = tuple(listing.folders)
+        for entry in sorted(folder.iterdir()):
+            # a class of files that cannot be read must not vanish
+            if entry.is_dir() and entry.name not in (*classes, "val") and entry.name[0] != ".":
+                raise FileNotFoundError(
+                    f"Expected images in `{entry}` ({', '.join(sorted(EXTENSIONS))}), but found "
+                    "none: remove the folder if it is no class."
+                )
         images, held_out = _file_images(listing, classes), None
         if val is None:
             drawn = hold_out(images.labels, self.seed)
@@ -105,29 +109,12 @@ class Folder(ImageSource):
                     "`data.labels` to none."
                 )
             held_out, images = images.subset(drawn), images.subset(~drawn)
-        rank_zero_info(_describe_labelled(folder, images, classes, held_out))
+        held = "" if held_out is None else f", {len(held_out):,} more held out for validation"
+        rank_zero_info(
+            f"`{folder}`: {len(images):,} images to train on{held}, labelled by folder, of "
+            f"{len(classes)} classes. To ignore the folders set `data.labels` to none."
+        )
         return images, classes, held_out
-
-    def _labelled_validation(self, listing: Listing, classes: tuple[str, ...]) -> FileImages:
-        folder, loose = listing.folder, len(listing.loose)
-        if loose or not listing.folders:
-            raise ValueError(
-                f"Expected class folders in `{folder}`, named as those of the training images, but "
-                f"it holds {loose} images and {len(listing.folders) or 'no'} folders: "
-                "move each image into the folder of its class, or set `data.labels` to none."
-            )
-        if unknown := sorted(set(listing.folders) - set(classes)):
-            raise ValueError(
-                f"Expected the folders in `{folder}` to be named as those in train/, but "
-                f"{', '.join(unknown[:5])} {'are' if len(unknown) > 1 else 'is'} not among them: "
-                "rename or remove them, or set `data.labels` to none."
-            )
-        if not listing.nested:
-            raise FileNotFoundError(
-                f"Expected images in the class folders of `{folder}`, but found none: put the "
-                "validation images there."
-            )
-        return _file_images(listing, classes)
 
 
 @register_source("imagenet")
@@ -140,8 +127,8 @@ class ImageNet(Folder):
         train, val = super()._splits()
         if train == self.root or val is None:
             raise FileNotFoundError(
-                "Expected `data.root` to hold train/<wnid>/* and val/<wnid>/*, but "
-                f"{_describe(self._given_root(_LAYOUT))}."
+                "Expected `data.root` to hold train/<wnid>/* and val/<wnid>/*, but one of them is "
+                f"missing in `{self.root}`."
             )
         return train, val
 
@@ -157,38 +144,16 @@ def _file_images(listing: Listing, classes: tuple[str, ...] | None = None) -> Fi
     return FileImages(listing.folder, paths, labels)
 
 
-def _describe(path: Path) -> str:
-    """The content of a path, for an error's "but ..."."""
-    if not path.exists():
-        return f"`{path}` does not exist"
-    if not path.is_dir():
-        return f"`{path}` is a file, not a folder"
-    names = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
-    if not names:
-        return f"`{path}` is empty"
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"`{path}` holds {', '.join(names[:5])}{more}"
-
-
-def _describe_labelled(
-    folder: Path, images: FileImages, classes: tuple[str, ...], held_out: FileImages | None
-) -> str:
-    names = ", ".join(classes[:5]) + ", ..." * (len(classes) > 5)
-    held = (
-        f" {len(held_out):,} more, a tenth of each class drawn by the seed, are held out for "
-        "validation, as there is no val/."
-        if held_out is not None
-        else ""
-    )
-    return (
-        f"`{folder}`: {len(images):,} images to train on, labelled by folder, of {len(classes)} "
-        f"classes ({names}).{held} To ignore the folders set `data.labels` to none."
-    )
-
-
-def _describe_unlabelled(listing: Listing) -> str:
-    said = f"`{listing.folder}`: {len(listing.images):,} images to train on, without labels"
-    if not listing.nested:
-        return f"{said}."
-    remedy = "" if listing.loose else " To take the folders as classes set `data.labels` to folder."
-    return f"{said}, from folders of any depth.{remedy}"
+def _labelled_validation(listing: Listing, classes: tuple[str, ...]) -> FileImages:
+    if listing.loose or not listing.folders:
+        raise ValueError(
+            f"Expected class folders in `{listing.folder}`, but it holds {len(listing.loose)} "
+            f"images and {len(listing.folders) or 'no'} folders with images: move each image into "
+            "the folder of its class, or set `data.labels` to none."
+        )
+    if unknown := set(listing.folders) - set(classes):
+        raise ValueError(
+            f"Expected the folders in `{listing.folder}` to be named as those in train/, but "
+            f"{min(unknown)} is not among them: rename or remove it, or set `data.labels` to none."
+        )
+    return _file_images(listing, classes)

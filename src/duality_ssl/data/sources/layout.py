@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from duality_ssl.data.sampler import shuffle_by_class
 from duality_ssl.data.sources.base import Labels
 from duality_ssl.randomness import HOLD_OUT, derive_seed
 
@@ -23,7 +24,7 @@ class Listing:
 
     folder: Path
     loose: list[str]  # directly in the folder
-    folders: dict[str, list[str]]  # at any depth of each of its folders, by name
+    folders: dict[str, list[str]]  # at any depth of each of its folders that has some, by name
 
     @property
     def nested(self) -> list[str]:
@@ -37,41 +38,34 @@ class Listing:
 
 
 def list_images(folder: Path, without: str | None = None) -> Listing:
-    """List the images in a folder and below it.
+    """List the images in a folder and below it, but for those in its folder named ``without``.
 
     Hidden entries are skipped, and so are pipes and devices, which may never answer. A link in the
     folder itself may lead to another folder; links further down are not followed, so there are no
-    loops. The folder named ``without`` is skipped.
-
-    Raises:
-        ValueError: If a link in the folder is broken, or leads to a folder that contains it.
+    loops.
     """
-    loose, folders = [], {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name == without:
-                continue
-            if entry.is_dir():
-                _check_link(folder / entry.name)
-                folders[entry.name] = _list_below(folder / entry.name, f"{entry.name}/")
-            elif _is_image(entry):
-                loose.append(entry.name)
-            else:
-                _check_link(folder / entry.name)
-    return Listing(folder, sorted(loose), dict(sorted(folders.items())))
+    loose: list[str] = []
+    folders: dict[str, list[str]] = {}
+    for name in sorted(_find_images(folder, without)):
+        first, nested, _ = name.partition("/")
+        if not nested:
+            loose.append(name)
+        else:
+            folders.setdefault(first, []).append(name)
+    return Listing(folder, loose, dict(sorted(folders.items())))
 
 
-def _list_below(folder: Path, prefix: str) -> list[str]:
+def _find_images(folder: Path, without: str | None, prefix: str = "") -> list[str]:
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or prefix + entry.name == without:
                 continue
-            if entry.is_dir(follow_symlinks=False):
-                found += _list_below(folder / entry.name, f"{prefix}{entry.name}/")
+            if entry.is_dir(follow_symlinks=not prefix):
+                found += _find_images(folder / entry.name, without, f"{prefix}{entry.name}/")
             elif _is_image(entry):
                 found.append(prefix + entry.name)
-    return sorted(found)
+    return found
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
@@ -80,40 +74,18 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
     return suffix in EXTENSIONS and (entry.is_file() or entry.is_symlink())
 
 
-def _check_link(path: Path) -> None:
-    """Raise ``ValueError`` if a path is a broken link, or one to a folder that contains it."""
-    if not path.is_symlink():
-        return
-    broken = not path.exists()
-    if broken or path.parent.resolve().is_relative_to(path.resolve()):
-        where = "nowhere" if broken else "to a folder that contains it"
-        raise ValueError(
-            f"Expected `{path}` to lead to a folder of images, but it leads {where}: repair or "
-            "remove the link."
-        )
-
-
 def labelled_by_folder(listing: Listing, labels: Labels, validated: bool) -> bool:
     """Whether the folders in a folder of training images are their classes.
 
     With ``labels`` "folder" they are, with "none" they are not. With "auto" they are if there is a
     ``train/`` and a ``val/`` (``validated``), or if all images are exactly one level down in two
-    folders or more.
-
-    Raises:
-        ValueError: If images lie beside class folders, or if ``labels`` is "folder" and there are
-            no folders.
+    folders or more. Raises ``ValueError`` if images lie beside class folders.
     """
-    if labels == "none" or (labels == "auto" and not listing.folders):
+    if labels == "none":
         return False
-    if not listing.folders:
-        raise ValueError(
-            f"Expected class folders in `{listing.folder}`, but it holds {len(listing.loose)} "
-            "images and no folders: sort them, or set `data.labels` to none."
-        )
-    depths = {name: {i.count("/") for i in images} for name, images in listing.folders.items()}
-    several = sum(1 in found for found in depths.values()) > 1
-    classes = labels == "folder" or validated
+    depths = [{name.count("/") for name in names} for names in listing.folders.values()]
+    several = sum(1 in found for found in depths) > 1
+    classes = labels == "folder" or (validated and bool(depths))
     if listing.loose and (classes or several):
         raise ValueError(
             f"Expected `{listing.folder}` to hold either class folders or images, but it holds "
@@ -121,7 +93,7 @@ def labelled_by_folder(listing: Listing, labels: Labels, validated: bool) -> boo
             f"{len(listing.nested)} in them: move the images into a class or away, or set "
             f"`data.labels` to none, which takes all {len(listing.images)} without labels."
         )
-    return classes or (several and all(found <= {1} for found in depths.values()))
+    return classes or (several and all(found == {1} for found in depths))
 
 
 def hold_out(labels: Tensor, seed: int) -> Tensor:
@@ -129,12 +101,8 @@ def hold_out(labels: Tensor, seed: int) -> Tensor:
 
     At least one image is drawn of each class, but none of a class of one image.
     """
-    generator = torch.Generator().manual_seed(derive_seed(HOLD_OUT, seed))
-    order = torch.randperm(len(labels), generator=generator)
-    order = order[labels[order].argsort(stable=True)]  # class by class
-    sizes = labels.bincount()
-    counts = torch.where(sizes > 1, ((sizes + 5) // 10).clamp(min=1), 0)
-    place = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    order, place, size = shuffle_by_class(labels, derive_seed(HOLD_OUT, seed))
+    counts = torch.where(size > 1, ((size + 5) // 10).clamp(min=1), 0)
     drawn = torch.zeros(len(labels), dtype=torch.bool)
-    drawn[order] = place < counts.repeat_interleave(sizes)
+    drawn[order] = place < counts
     return drawn

@@ -26,8 +26,8 @@ def accelerated(
 ) -> Callable[[_F], _F]:
     """Let a kernel stand in for a function of one tensor.
 
-    The function itself runs on small matrices, under the transforms of ``torch.func``, and where a
-    second derivative is asked for (``create_graph=True``): the kernel has a first one only.
+    The function itself runs on small matrices, under the transforms of ``torch.func``, and for a
+    second derivative (``create_graph=True``): the kernel has a first one only.
 
     Args:
         forward: ``(x, *arguments) -> (result, what the backward pass needs beside x)``.
@@ -59,10 +59,8 @@ def accelerated(
 
         @functools.wraps(plain)
         def wrapper(*args: Any, **kwargs: Any) -> Tensor:
-            rest = parameters[len(args) :]
-            if any(p.name not in kwargs and p.default is p.empty for p in rest):
-                return plain(*args, **kwargs)  # which says what is missing
-            x, *arguments = *args, *(kwargs.get(p.name, p.default) for p in rest)
+            rest = {p.name: p.default for p in parameters[len(args) :]}
+            x, *arguments = *args, *(rest | kwargs).values()  # one too many for an unknown name
             small = max(x.numel(), len(x) ** 2) < SMALLEST
             if small or are_transforms_active() or not on(x, *arguments):
                 return plain(x, *arguments)

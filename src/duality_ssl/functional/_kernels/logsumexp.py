@@ -5,9 +5,8 @@ each used for its rows and for its columns. The backward pass takes the same til
 kept where all of them are few, and computed anew where they are not, so that memory grows with the
 number of vectors and not with its square. Processes that all have all vectors share the tiles.
 
-The softmax of a contrastive loss by tiles is known: Cheng et al., *Breaking the Memory Barrier*,
-2024, https://arxiv.org/abs/2410.17243, for two modalities on GPUs; here for every similarity, one
-view or two, rows or columns, any device.
+Cheng et al., *Breaking the Memory Barrier*, 2024, use such tiles for two modalities on GPUs:
+https://arxiv.org/abs/2410.17243.
 """
 
 import itertools
@@ -90,7 +89,7 @@ def logsumexp_of_others_gradient(
     return result
 
 
-def memory(vectors: int) -> int:
+def logsumexp_memory(vectors: int) -> int:
     """Estimate the numbers that forward and backward pass hold beside the vectors and gradients."""
     triangle = vectors**2 // 2
     return min(triangle, 2**20) + (triangle if triangle <= _KEPT else 0)
