@@ -2,13 +2,12 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from duality_ssl.callbacks.outputs import OutputStore, output_path
+from duality_ssl.callbacks.outputs import OutputStore, output_path, weights_file
 from duality_ssl.evaluation import Settings, evaluate
 from duality_ssl.files import write_atomically
 
@@ -68,6 +67,7 @@ class OfflineEvaluation(Callback):
         path = output_path(trainer, "evaluation.json")
         if not trainer.is_global_zero:
             return
+        weights = weights_file(trainer)
         results = evaluate(
             train["features"],
             train["labels"],
@@ -83,7 +83,7 @@ class OfflineEvaluation(Callback):
         record = {
             **results,
             "method": type(pl_module).__name__,
-            "checkpoint": Path(trainer.ckpt_path).name if trainer.ckpt_path else None,
+            "checkpoint": weights.name if weights else None,
             "num_train": len(train["labels"]),
             "num_val": len(val["labels"]),
             "num_features": train["features"].shape[1],

@@ -126,16 +126,22 @@ def gather_strings(strings: Sequence[str], device: torch.device) -> list[str]:
     return [os.fsdecode(string) for string in joined.split(b"\0")[:-1]]
 
 
+def weights_file(trainer: Trainer) -> Path | None:
+    """The checkpoint in use, or the file of a `duality_ssl.methods.FrozenBackbone`."""
+    path = trainer.ckpt_path or getattr(trainer.lightning_module, "weights", None)
+    return Path(path) if isinstance(path, str | Path) else None
+
+
 def output_path(trainer: Trainer, filename: str) -> Path:
-    """Path of a file about the checkpoint in use, beside it.
+    """Path of a file about the weights in use, beside them.
 
     A file about ``best.ckpt`` has ``-best`` in its name (``evaluation-best.json``), and so on; one
-    about ``last.ckpt`` has the plain name. Without a checkpoint the file is in the run's folder.
+    about ``last.ckpt`` has the plain name. Without weights the file is in the run's folder.
     Every process has to call this function, since they agree on that folder.
     """
     run = trainer.log_dir or trainer.default_root_dir
-    if not trainer.ckpt_path:
+    weights, plain = weights_file(trainer), Path(filename)
+    if weights is None:
         return Path(run) / filename
-    checkpoint, plain = Path(trainer.ckpt_path), Path(filename)
-    mark = "" if checkpoint.stem == "last" else f"-{checkpoint.stem}"
-    return checkpoint.parent / f"{plain.stem}{mark}{plain.suffix}"
+    mark = "" if trainer.ckpt_path and weights.stem == "last" else f"-{weights.stem}"
+    return weights.parent / f"{plain.stem}{mark}{plain.suffix}"

@@ -1,5 +1,6 @@
 """Methods: a LightningModule for each criterion, all with one training step."""
 
+from duality_ssl.methods.frozen import FrozenBackbone
 from duality_ssl.methods.joint_embedding import JointEmbedding
 from duality_ssl.methods.named import (
     DCL,
@@ -16,6 +17,7 @@ __all__ = [
     "DCL",
     "TCR",
     "BarlowTwins",
+    "FrozenBackbone",
     "JointEmbedding",
     "SimCLR",
     "SpectralContrastive",
