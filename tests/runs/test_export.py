@@ -173,6 +173,7 @@ def describe(folder: Path, **changed: Any) -> None:
     """Have a checkpoint describe its backbone otherwise."""
     content = torch.load(folder / "last.ckpt", weights_only=True)
     content["about_backbone"] |= changed
+    content["hyper_parameters"] |= changed
     torch.save(content, folder / "last.ckpt")
 
 
@@ -197,6 +198,10 @@ def test_weights_of_another_network_than_described_are_refused(tmp_path: Path) -
         export(tmp_path / "last.ckpt", "timm")
     with pytest.raises(ValueError, match="hold the tensors of test_resnet"):
         export(tmp_path / "last.ckpt", "onnx")
+    write_checkpoint(tmp_path, "test_vit", image_size=32)
+    describe(tmp_path, image_size=64)
+    with pytest.raises(ValueError, match=r"other tensors than this backbone \(pos_embed differs\)"):
+        export(tmp_path / "last.ckpt", "timm")
 
 
 BAD: dict[str, tuple[str, str | None, str]] = {
