@@ -25,7 +25,7 @@ ALLOWED = {  # besides `_internals`
     "networks": {"distributed", "files", "registry"},
     "data": {"distributed", "randomness", "registry"},
     "evaluation": {"data", "functional"},
-    "runs": {"distributed", "files"},
+    "runs": {"distributed", "files", "networks"},
     "callbacks": {
         *("batches", "criteria", "data", "distributed", "evaluation", "files", "functional"),
         *("randomness", "runs"),

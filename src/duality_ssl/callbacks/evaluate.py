@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from duality_ssl.callbacks.frozen import FeatureCache, Features, FeatureStores, compute_features
-from duality_ssl.callbacks.outputs import output_path
+from duality_ssl.callbacks.outputs import output_path, weights_file
 from duality_ssl.data import SSLDataModule, TransferSet
 from duality_ssl.evaluation import OF_NETWORK, QUICK, Settings, check_protocols, evaluate
 from duality_ssl.files import write_atomically
@@ -126,6 +125,7 @@ class OfflineEvaluation(Callback):
         path = output_path(trainer, "evaluation.json")
         if not trainer.is_global_zero:
             return
+        weights = weights_file(trainer)
         results = self._evaluate(trainer, pl_module, getattr(trainer, "datamodule", None), features)
         _log(pl_module, "test", results)
         sets = {}
@@ -137,7 +137,7 @@ class OfflineEvaluation(Callback):
             **results,
             **({"sets": sets} if sets else {}),
             "method": type(pl_module).__name__,
-            "checkpoint": Path(trainer.ckpt_path).name if trainer.ckpt_path else None,
+            "checkpoint": weights.name if weights else None,
             "num_features": features["train_features"].shape[1],
             "settings": asdict(self.settings),
         }
