@@ -25,13 +25,14 @@ ALLOWED = {  # besides `_internals`
     "networks": {"distributed", "files", "registry"},
     "data": {"distributed", "randomness", "registry"},
     "evaluation": {"functional"},
+    "reports": {"files", "sweeps"},
     "runs": {"distributed", "files"},
     "callbacks": {
         *("batches", "criteria", "distributed", "evaluation", "files", "functional"),
         *("randomness", "runs"),
     },
     "methods": {"batches", "criteria", "distributed", "networks", "optim", "registry"},
-    "cli": {"callbacks", "data", "methods", "registry", "runs"},
+    "cli": {"callbacks", "data", "methods", "registry", "reports", "runs"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

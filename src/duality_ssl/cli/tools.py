@@ -39,5 +39,6 @@ def _parser() -> argparse.ArgumentParser:
     sweep, report, export = added.values()
     sweep.add_argument("file", type=Path, help="such as configs/sweeps/figure_1.yaml")
     report.add_argument("paths", type=Path, nargs="+", help="JSONL files of rows, or folders")
+    report.add_argument("--out", type=Path, help="folder; by default report/ beside the first path")
     export.add_argument("run", type=Path, help="folder of a run, or a checkpoint")
     return parser

@@ -1,0 +1,112 @@
+"""Names of scores and axes in figures and tables, and the form of their values."""
+
+import math
+import re
+
+_SCORES = {
+    "linear": "linear",
+    "linear_sgd": "SGD linear",
+    "finetune": "fine-tuned",
+    "knn": "k-NN",
+    "few_label": "5 labels a class",
+    "online": "online probe",
+    "probe": "online probe",
+    "rankme": "RankMe",
+    "lidar": "LiDAR",
+    "alpha_req": "α-ReQ",
+    "d": "embedding dimension d",
+    "parameters.projector": "projector parameters",
+    "parameters.backbone": "backbone parameters",
+    "gram": "off-diagonal entry of the Gram matrix",
+    "covariance": "off-diagonal entry of the covariance matrix",
+}
+_PATTERNS = (  # of accuracies; a number stands in the name
+    (r"knn(\d+)", "{}-NN"),
+    (r"labels(\d+)", "{} labels a class"),
+    (r"percent(\d+)", "{} % of labels"),
+)
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def is_accuracy(score: str) -> bool:
+    """Say whether a score is a fraction of correct answers, which is shown in percent."""
+    return score.endswith(("_top1", "_top5"))
+
+
+def heading(name: str) -> str:
+    """Return the short name of a score or an axis, as in the head of a table."""
+    stem = re.sub(r"^(val|train|data|model|trainer)[/.]|_top[15]$", "", name)
+    if stem.endswith("_features"):
+        return f"{heading(stem.removesuffix('_features'))} of features"
+    for pattern, text in _PATTERNS:
+        if found := re.fullmatch(pattern, stem):
+            return text.format(found[1]).replace("1 labels", "1 label")
+    return _SCORES.get(stem, stem.replace("_", " "))
+
+
+def subject(name: str) -> str:
+    """Return the name of a score or an axis in a sentence."""
+    short = heading(name)
+    if not is_accuracy(name):
+        return short
+    return f"accuracy with {short}" if "label" in short else f"{short} accuracy"
+
+
+def axis_title(name: str) -> str:
+    """Return the name of a score or an axis beside its scale, with its unit."""
+    return capitalized(subject(name)) + " (%)" * is_accuracy(name)
+
+
+def capitalized(text: str) -> str:
+    """Return a text with a capital first letter, unless a single letter or a symbol begins it."""
+    return text[:1].upper() + text[1:] if re.match(r"[a-z]{2}", text) and text[1] != "-" else text
+
+
+def label(value: object) -> str:
+    """Return the label of a cell's value: without the braces of a template such as ``{d}-{d}``."""
+    return re.sub(r"[{}]", "", str(value))
+
+
+def slug(text: str) -> str:
+    """Return a text as part of a file name."""
+    return re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-")
+
+
+def mean_and_std(score: str, mean: float, std: float, n: int) -> str:
+    """Format a mean with its standard deviation, if there is more than one value."""
+    if is_accuracy(score):
+        return f"{fixed(mean, 1)} ± {fixed(std, 1)}" if n > 1 else fixed(mean, 1)
+    return f"{significant(mean)} ± {significant(std, 2)}" if n > 1 else significant(mean)
+
+
+def fixed(value: float, decimals: int) -> str:
+    """Format with a number of decimals, separated thousands and a minus sign."""
+    return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Format with a number of significant digits, with a power of ten beyond 0.001 and 1e6."""
+    if not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(value)))
+    if -4 < exponent < 6:
+        return fixed(value, max(0, digits - 1 - exponent))
+    return f"{fixed(value / 10.0**exponent, digits - 1)}·{power_of_ten(exponent)}"
+
+
+def compact(value: float) -> str:
+    """Format the tick of a logarithmic axis: ``0.01``, ``500``, ``20k``, ``5M``, ``10⁻⁶``."""
+    exponent = math.floor(math.log10(value) + 1e-9)
+    if not -3 < exponent < 9:
+        mantissa = round(value / 10.0**exponent)
+        return f"{mantissa}·{power_of_ten(exponent)}" if mantissa > 1 else power_of_ten(exponent)
+    if value >= 1_000_000:
+        return f"{value / 1_000_000:g}M"
+    return f"{value / 1000:g}k" if value >= 10_000 else f"{value:,g}"
+
+
+def power_of_ten(exponent: int) -> str:
+    """Return a power of ten, such as ``10⁻⁴``."""
+    return "10" + str(exponent).translate(_SUPERSCRIPTS)

@@ -1,0 +1,98 @@
+"""The command: files in, one page out."""
+
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from helpers.synthetic_rows import figure_1, methods_alone
+
+from duality_ssl.cli import main
+from duality_ssl.reports import report
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of two sweeps, of which one run failed."""
+    root = tmp_path_factory.mktemp("report")
+    failed = {key: value for key, value in figure_1()[0].items() if key != "scores"}
+    rows = [failed | {"error": "ValueError: <no> images"}, *figure_1()[1:]]
+    first = write(root / "rows" / "figure_1.jsonl", rows)
+    second = write(root / "more" / "rows.jsonl", [*methods_alone()])
+    main(["report", str(first), str(second.parent), "--out", str(root / "out")])
+    return root / "out"
+
+
+def test_the_page_holds_a_section_of_each_sweep(folder: Path) -> None:
+    html = (folder / "report.html").read_text()
+    assert re.findall("<h2>(.*?)</h2>", html) == ["figure_1", "normalization"]
+    titles = re.findall("<h3>(.*?)</h3>", html)
+    for title in (
+        "Accuracy with 5 labels a class by embedding dimension d",
+        "Online probe accuracy during training",
+        "Singular values of the embeddings",
+        "Off-diagonal entries of the Gram matrix",
+        "Choosing without labels: accuracy with 5 labels a class",
+        "Failed runs",
+    ):
+        assert title in titles
+    assert "ValueError: &lt;no&gt; images" in html
+
+
+def test_the_page_needs_nothing_else(folder: Path) -> None:
+    html = (folder / "report.html").read_text()
+    assert not re.search(r"<(script|link|img|iframe)|\burl\(|@import|https?://", html)
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len({*ids}) == len(ids)
+    assert {link[1:] for link in re.findall(r'href="([^"]+)"', html)} <= {*ids}
+
+
+def test_markdown_has_the_figures_beside_it(folder: Path) -> None:
+    text = (folder / "report.md").read_text()
+    images = re.findall(r"!\[.+?\]\((.+?)\)", text)
+    assert sorted(images) == sorted(path.name for path in folder.glob("*.svg"))
+    assert len({*images}) == len(images) > 8
+    for name in images:
+        ElementTree.parse(folder / name)
+    assert text.count("<figure") == 0
+
+
+def test_a_report_is_written_beside_its_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "rows.jsonl", [*methods_alone()])
+    assert report([path]) == tmp_path / "report" / "report.html"
+    assert "Report of 9 rows" in capsys.readouterr().out
+    before = (tmp_path / "report" / "report.html").read_bytes()
+    assert report([path]).read_bytes() == before
+
+
+def test_rows_with_few_scores_make_a_small_report(tmp_path: Path) -> None:
+    rows = [{"sweep": "few", "cell": {"method": "A"}, "seed": 0, "options": {},
+             "scores": {"linear_top1": 0.5}}]  # fmt: skip
+    html = report([write(tmp_path / "rows.jsonl", rows)]).read_text()
+    assert "50.0" in html
+    assert "<figure" not in html
+
+
+def test_runs_that_tune_are_left_out(tmp_path: Path) -> None:
+    rows = [*methods_alone()]
+    rows += [row | {"phase": "tune", "scores": {"linear_top1": 0.0}} for row in methods_alone()]
+    html = report([write(tmp_path / "rows.jsonl", rows)]).read_text()
+    assert "9 runs; seeds 0 to 2" in html
+
+
+def test_paths_without_rows_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"folder of runs, but .*none does not exist"):
+        report([tmp_path / "none"])
+    with pytest.raises(ValueError, match=r"evaluated runs in .*, but found none. Evaluate a run"):
+        report([tmp_path])
+    with pytest.raises(ValueError, match=r"other.jsonl to hold rows of a sweep, but one has no"):
+        report([write(tmp_path / "other.jsonl", [{"row": "vicreg"}])])
