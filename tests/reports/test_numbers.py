@@ -147,7 +147,9 @@ def test_names_of_scores(name: str, short: str, long: str) -> None:
 def test_form_of_values() -> None:
     assert mean_and_std("linear_top1", 98.349, 0.251, 3) == "98.3 ± 0.3"
     assert mean_and_std("linear_top1", 98.349, 0.0, 1) == "98.3"
-    assert mean_and_std("rankme", 1234.5, 0.0123, 3) == "1,234 ± 0.012"
+    assert mean_and_std("rankme", 1234.5, 1.6, 3) == "1,234 ± 2"
+    assert mean_and_std("lidar", 0.5, 0.0123, 3) == "0.500 ± 0.012"
+    assert mean_and_std("uniformity", -3e-7, 2e-8, 2) == "−3.00·10⁻⁷ ± 2.00·10⁻⁸"
     assert [significant(value) for value in (0, -0.5, 2.5e-7, math.nan)] == [
         *("0", "−0.500", "2.50·10⁻⁷", "–")
     ]

@@ -52,7 +52,7 @@ def test_the_page_in_a_browser(html: str, tmp_path: Path, width: int, scheme: st
     assert shown["scheme"] == scheme
     dark = (shown["paper"], shown["ink"]) == ("rgb(21, 25, 30)", "rgb(232, 234, 237)")
     assert dark == (scheme == "dark")
-    assert shown["page"] <= shown["window"]
+    assert shown["page"] <= shown["window"] == width
     assert shown["figures"] > 8
     assert shown["cut"] == []
     assert shown["covered"] == []

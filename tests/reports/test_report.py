@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_page_holds_a_section_of_each_sweep(folder: Path) -> None:
     html = (folder / "report.html").read_text()
-    assert re.findall("<h2>(.*?)</h2>", html) == ["figure_1", "normalization"]
+    assert re.findall("<h2>(.*?)</h2>", html) == ["Figure 1", "Normalization"]
     titles = re.findall("<h3>(.*?)</h3>", html)
     for title in (
         "Accuracy with 5 labels a class by embedding dimension d",

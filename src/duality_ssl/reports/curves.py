@@ -3,7 +3,7 @@
 import bisect
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from duality_ssl.reports import marks, names
 from duality_ssl.reports.figures import Figure, Panel
@@ -23,6 +23,7 @@ from duality_ssl.reports.rows import (
 from duality_ssl.reports.scales import Scale, linear_scale, log_scale
 
 BINS = 64  # of the common grid of histograms
+TAILS = 1e-3  # part of a histogram that is not drawn
 SMALLEST = 1e-6  # relative singular value that is drawn
 
 
@@ -131,12 +132,13 @@ def histogram_figure(
 ) -> Figure:
     """Draw the density of matrix entries: the mean over seeds in a band of one deviation.
 
-    Each histogram is brought to a common grid first (`resample`). The arguments are those of
+    Each histogram is brought to a common grid first (`resample`). The grid leaves out the ends that
+    hold less than 1e-3 of the entries of every run. The arguments are those of
     `curves_figure`.
     """
     rows = usable(rows, where, array, panel, line)
-    edges = [edge for row in rows for edge in measure(row, array)["edges"]]
-    low, high = min(edges), max(edges)
+    ends = [_ends_of_mass(**measure(row, array)) for row in rows]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
     grid = [low + (high - low) * index / BINS for index in range(BINS + 1)]
     middles = [(left + right) / 2 for left, right in pairwise(grid)]
 
@@ -171,9 +173,7 @@ def resample(
         density: Its ``n`` densities.
         grid: The ``m + 1`` ascending edges of the other grid.
     """
-    sums = [0.0]
-    for left, right, height in zip(edges, edges[1:], density, strict=False):
-        sums.append(sums[-1] + height * (right - left))
+    sums = _masses_below(edges, density)
 
     def mass(x: float) -> float:
         index = min(max(bisect.bisect_right(edges, x) - 1, 0), len(density) - 1)
@@ -185,6 +185,23 @@ def resample(
         (above - below) / (right - left)
         for (left, right), (below, above) in zip(pairwise(grid), pairwise(masses), strict=True)
     ]
+
+
+def _ends_of_mass(edges: Sequence[float], density: Sequence[float]) -> tuple[float, float]:
+    """The range of the bins without the ends that hold half of `TAILS` each."""
+    below = _masses_below(edges, density)
+    inside = [
+        index
+        for index in range(len(density))
+        if below[index + 1] > below[-1] * TAILS / 2 and below[index] < below[-1] * (1 - TAILS / 2)
+    ]
+    return edges[inside[0]], edges[inside[-1] + 1]
+
+
+def _masses_below(edges: Sequence[float], density: Sequence[float]) -> list[float]:
+    """The mass below each edge."""
+    bins = zip(density, pairwise(edges), strict=True)
+    return [0.0, *accumulate(height * (right - left) for height, (left, right) in bins)]
 
 
 def _points(series: dict[str, list[Series]]) -> list[Point]:

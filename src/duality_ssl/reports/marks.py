@@ -1,5 +1,6 @@
 """Marks of a figure as SVG text: elements, and lines, bands, points and dots of a series."""
 
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
@@ -91,12 +92,12 @@ def bands(series: Series, place: Place) -> str:
     upper = [(x, place.y(point.high)) for x, point in spots]
     lower = [(x, place.y(point.low)) for x, point in reversed(spots)]
     band = element("path", d=f"{_path(upper + lower)}Z", class_="band")
-    stride = max(1, len(spots) // 5)
-    first = (series.line * 3) % stride
-    marks = [
-        _marker(x, place.y(point.y), look(series.line), point.note)
-        for x, point in spots[first::stride]
-    ]
+    gap = (place.right - place.left) / 6
+    due, marks = place.left + gap * (series.line * 0.38 % 1), list[str]()
+    for x, point in spots:
+        if x >= due:
+            marks.append(_marker(x, place.y(point.y), look(series.line), point.note))
+            due += gap * max(1, math.ceil((x - due) / gap))
     curve = _line(_path((x, place.y(point.y)) for x, point in spots), look(series.line))
     wide = any(_has(point) for _, point in spots)
     return colored(band * wide + curve + "".join(marks), series.line)

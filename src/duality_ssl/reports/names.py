@@ -73,10 +73,12 @@ def slug(text: str) -> str:
 
 
 def mean_and_std(score: str, mean: float, std: float, n: int) -> str:
-    """Format a mean with its standard deviation, if there is more than one value."""
-    if is_accuracy(score):
-        return f"{fixed(mean, 1)} ± {fixed(std, 1)}" if n > 1 else fixed(mean, 1)
-    return f"{significant(mean)} ± {significant(std, 2)}" if n > 1 else significant(mean)
+    """Format a mean, and its standard deviation with the same decimals if there are values."""
+    size = math.floor(math.log10(abs(mean))) if mean else 0
+    if not is_accuracy(score) and not -4 < size < 6:
+        return f"{significant(mean)} ± {significant(std)}" if n > 1 else significant(mean)
+    decimals = 1 if is_accuracy(score) else max(0, 2 - size)
+    return " ± ".join(fixed(value, decimals) for value in (mean, std)[: 1 + (n > 1)])
 
 
 def fixed(value: float, decimals: int) -> str:

@@ -64,8 +64,9 @@ def grid_of(rows: Sequence[Row]) -> Grid:
     return Grid(rows, line, panel, numbers, labels[2:], list(split(rows, line)))
 
 
-def section(title: str, rows: Sequence[Row]) -> Section:
+def section(sweep: str, rows: Sequence[Row]) -> Section:
     """Return the section of one sweep."""
+    title = names.capitalized(sweep.replace("_", " "))
     done = [row for row in rows if "error" not in row]
     if not done:
         return Section(title, ["All runs failed."], [failed_table(rows)])
@@ -78,7 +79,7 @@ def section(title: str, rows: Sequence[Row]) -> Section:
     ]
     if len(done) < len(rows):
         blocks.append(failed_table(rows))
-    named = [replace(block, name=names.slug(f"{title} {block.name}")) for block in blocks]
+    named = [replace(block, name=names.slug(f"{sweep} {block.name}")) for block in blocks]
     return Section(title, [provenance(done), *circumstances(done)], named)
 
 
@@ -128,10 +129,19 @@ def correlation_blocks(grid: Grid) -> list[Figure | Table]:
     if len(distinct(rows)) < 4 or not offline:
         return blocks
     if present(rows, ["online_top1"]):
-        blocks.append(scatter_figure(rows, "online_top1", offline, **look))
+        blocks.append(
+            scatter_figure(rows, "online_top1", offline, title="Offline by online accuracy", **look)
+        )
     if len(values(rows, "parameters.projector")) > 2:
         blocks.append(
-            scatter_figure(rows, "parameters.projector", offline, correlation="spearman", **look)
+            scatter_figure(
+                rows,
+                "parameters.projector",
+                offline,
+                correlation="spearman",
+                title="Accuracy by projector parameters",
+                **look,
+            )
         )
     if label_free:
         blocks.append(scatter_figure(rows, label_free, offline[0], correlation="spearman", **look))
@@ -180,4 +190,4 @@ def circumstances(rows: Sequence[Row]) -> list[str]:
     seconds = sum(row.get("seconds") or 0 for row in distinct(rows))
     hours = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
     times = [f"All runs together took {hours}."] if seconds >= 60 else []
-    return [f"{names.capitalized('; '.join(made))}."] * bool(made) + times
+    return [f"{'; '.join(made)}."] * bool(made) + times

@@ -21,7 +21,7 @@ nav ul{{padding-left:1.2rem;columns:2 18rem}}
 nav>ul>li{{break-inside:avoid;margin-bottom:.4rem}}
 nav ul ul{{columns:auto;font-size:.9rem}}
 a{{color:var(--c0)}}
-.muted,.caption,figcaption{{color:var(--muted);font-size:.87rem}}
+p.muted,.caption,figcaption{{color:var(--muted);font-size:.87rem}}
 .caption,figcaption{{max-width:46rem;margin-top:.5rem}}
 figure,.block{{margin:2.2rem 0}}
 .panels{{display:flex;flex-wrap:wrap;gap:1.1rem 1.25rem}}
@@ -31,9 +31,10 @@ padding:0;font-size:.87rem}}
 .legend li{{display:flex;align-items:center;gap:.4rem}}
 .wide{{overflow-x:auto}}
 table{{border-collapse:collapse;font-size:.87rem;font-variant-numeric:tabular-nums}}
-th,td{{padding:.28rem .75rem;text-align:right;white-space:nowrap;font-weight:400;
+th,td{{padding:.26rem .6rem;text-align:right;white-space:nowrap;font-weight:400;
 border-bottom:1px solid var(--grid)}}
-thead th{{font-weight:600;border-bottom:1px solid var(--muted);vertical-align:bottom}}
+thead th{{font-weight:600;white-space:normal;min-width:4.2rem;vertical-align:bottom;
+border-bottom:1px solid var(--muted)}}
 .label{{text-align:left}}
 td b{{font-weight:700}}
 tbody tr:hover{{background:var(--grid)}}

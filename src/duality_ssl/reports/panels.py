@@ -76,7 +76,7 @@ def score_figure(
     panels = [
         Panel(
             title=name,
-            series=_apart(several, 2.5 if numeric else min(8.0, 24 / len(several))),
+            series=_apart(several, 3.0 if numeric else min(8.0, 24 / len(several))),
             x_label=names.axis_title(x if numeric else score),
             y_label=names.axis_title(score) if numeric else "",
             x=number_scale(steps, ticks=True) if numeric else scores,
@@ -191,8 +191,10 @@ def number_scale(numbers: Sequence[float], ticks: bool = False) -> Scale:
 
 def conditions(where: Where) -> str:
     """Return the sentence of a caption that names what is fixed."""
-    fixed = [f"{names.heading(name)} {names.label(value)}" for name, value in (where or {}).items()]
-    return f" Only {', '.join(fixed)}." if fixed else ""
+    fixed = [
+        f"{names.heading(name)} = {names.label(value)}" for name, value in (where or {}).items()
+    ]
+    return f" Shown: {', '.join(fixed)}." if fixed else ""
 
 
 def _apart(series: Sequence[Series], step: float) -> list[Series]:

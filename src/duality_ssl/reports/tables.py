@@ -120,7 +120,8 @@ def pivot_table(
     ]
     return _table(
         names.slug(f"{score} table by {column}"),
-        title or f"{names.axis_title(score)} by {names.heading(column)}",
+        title
+        or f"{names.capitalized(names.subject(score))} by {names.heading(column)}, in numbers",
         f"{conditions(where)} {provenance(rows)}",
         keys,
         cells,
