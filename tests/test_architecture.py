@@ -32,7 +32,8 @@ ALLOWED = {  # besides `_internals`
         *("randomness", "runs"),
     },
     "methods": {"batches", "criteria", "distributed", "networks", "optim", "registry"},
-    "cli": {"callbacks", "data", "methods", "registry", "reports", "runs"},
+    "sweeps": {"data", "files", "registry", "runs"},
+    "cli": {"callbacks", "data", "methods", "registry", "reports", "runs", "sweeps"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

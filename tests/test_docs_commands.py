@@ -29,9 +29,11 @@ import numpy as np
 import pytest
 import yaml
 from helpers.pages import BLOCKS, PAGES, ROOT, Block, commands, prose
+from helpers.synthetic_rows import methods_alone
 from PIL import Image
 
 from duality_ssl.cli import main
+from duality_ssl.cli.tools import TOOLS
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 RUN = Path("runs/digits/VICReg/version_0")
@@ -47,7 +49,8 @@ PARSED_ONLY = {"--help", "--model.help", "--print_config"}
 LONG = {
     text: words
     for text, words in COMMANDS.items()
-    if words[0] == "duality-ssl" and text not in IN_README and not PARSED_ONLY & {*words}
+    if words[0] == "duality-ssl" and words[1] not in TOOLS
+    if text not in IN_README and not PARSED_ONLY & {*words}
 }
 
 
@@ -130,6 +133,10 @@ def shortened(words: Sequence[str]) -> list[str]:
 
 def run(words: Sequence[str]) -> None:
     """Run a command of duality-ssl and check that it writes its files."""
+    if words[0] == "sweep":
+        return main([*words, "--dry-run"])
+    if words[0] == "report":
+        return try_report(words)
     if PARSED_ONLY & set(words):
         return exits_well(words)
     if out_of_reach(words):
@@ -142,6 +149,18 @@ def run(words: Sequence[str]) -> None:
         words[0] == "validate"
     )
     return None
+
+
+def try_report(words: Sequence[str]) -> None:
+    """Write the page from synthetic rows, in the place of those that the command names."""
+    flag = words.index("--out") if "--out" in words else len(words)
+    paths = [Path(word) for word in words[1:flag]]
+    for path in paths:
+        file = path if path.suffix else path / "rows.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in methods_alone()))
+    main(words)
+    assert (Path(*words[flag + 1 :]) if flag < len(words) else paths[0].parent / "report").is_dir()
 
 
 def exits_well(words: Sequence[str]) -> None:

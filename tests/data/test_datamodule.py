@@ -370,6 +370,81 @@ def test_bad_subset(subset: float, message: str) -> None:
         SSLDataModule(subset=subset).setup("fit")
 
 
+class Numbered(ImageSource):
+    """Image i is i everywhere: 100 to train on, of classes of 60, 30 and 10, and 20 others."""
+
+    channels, image_size, mean, std = 1, 4, (0.5,), (0.3,)
+    class_names = ("a", "b", "c")
+
+    def load(self, split: str) -> ArrayImages:
+        first, count = (0, 100) if split in (self.training, "train") else (200, 20)
+        numbers = torch.arange(first, first + count, dtype=torch.uint8)
+        labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)[:count]
+        labels = labels if self.class_names else torch.full_like(labels, -1)
+        return ArrayImages(numbers.view(-1, 1, 1, 1).expand(-1, 1, 4, 4), labels)
+
+    training = "pretrain"
+
+
+class Apart(Numbered):
+    """Pretraining uses other images than the probe."""
+
+    training = "train"
+    pretrain_is_train = False
+
+
+class Unlabelled(Numbered):
+    class_names = None
+
+
+@pytest.fixture
+def numbered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_SOURCES", dict(base._SOURCES))
+    for source in (Numbered, Apart, Unlabelled):
+        register_source(source)
+
+
+def numbers(images: ArrayImages) -> list[int]:
+    return images.images[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.usefixtures("numbered")
+@pytest.mark.parametrize("source", ["Numbered", "Apart", "Unlabelled"])
+def test_validation_is_a_part_of_the_training_images(source: str) -> None:
+    module = SSLDataModule(source, validation=0.2, seed=3)
+    train, val = (module._probe_images(split) for split in ("train", "val"))
+    assert sorted(numbers(train) + numbers(val)) == [*range(100)]
+    assert len(val) == 20
+    pretrain = numbers(module._pretrain_images())
+    assert pretrain == ([*range(200, 220)] if source == "Apart" else numbers(train))
+    if source != "Unlabelled":
+        assert val.labels.bincount().tolist() == [12, 6, 2]
+    other = SSLDataModule(source, validation=0.2, seed=4)._probe_images("val")
+    assert numbers(other) != numbers(val)
+
+
+@pytest.mark.usefixtures("numbered")
+def test_validation_is_the_same_for_any_number_of_processes_and_any_subset(
+    pretend_processes: Callable[[int, int], None],
+) -> None:
+    alone = SSLDataModule("Numbered", validation=0.2)._probe_images("val")
+    pretend_processes(1, 4)
+    module = SSLDataModule("Numbered", validation=0.2, subset=0.5, batch_size=2)
+    assert numbers(module._probe_images("val")) == numbers(alone)
+    assert len(module._pretrain_images()) == 40
+    assert not {*numbers(module._pretrain_images())} & {*numbers(alone)}
+
+
+@pytest.mark.usefixtures("numbered")
+@pytest.mark.parametrize(
+    ("validation", "message"),
+    [(1, "fraction, 0 or more, but got 1"), (-0.1, "got -0.1"), (0.001, "some of 100 images")],
+)
+def test_bad_validation(validation: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SSLDataModule("Numbered", validation=validation).setup("fit")
+
+
 @pytest.mark.parametrize("world", [1, 4])
 def test_fewer_images_than_a_batch(
     world: int, pretend_processes: Callable[[int, int], None]

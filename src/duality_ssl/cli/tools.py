@@ -16,9 +16,10 @@ def run_tool(words: Sequence[str]) -> None:
     options = vars(_parser().parse_args(words))
     name = options.pop("command")
     if name == "sweep":
+        from duality_ssl.cli.command import main
         from duality_ssl.sweeps import sweep
 
-        sweep(**options)
+        sweep(**options, command=main)
     elif name == "report":
         from duality_ssl.reports import report
 
@@ -38,6 +39,19 @@ def _parser() -> argparse.ArgumentParser:
     }
     sweep, report, export = added.values()
     sweep.add_argument("file", type=Path, help="such as configs/sweeps/figure_1.yaml")
+    sweep.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: 1)")
+    sweep.add_argument("--rows", type=Path, help="default: runs/sweeps/NAME/rows.jsonl")
+    sweep.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+    sweep.add_argument("--rerun", action="store_true", help="repeat the runs of other versions")
+    sweep.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="AXIS=LABEL",
+        help="a part of the grid; may be given several times",
+    )
+    sweep.add_argument("--select", metavar="SCORE", help="tune by this score, such as rankme")
+    sweep.add_argument("--tune-only", action="store_true", help="stop after tuning")
     report.add_argument("paths", type=Path, nargs="+", help="JSONL files of rows, or folders")
     report.add_argument("--out", type=Path, help="folder; by default report/ beside the first path")
     export.add_argument("run", type=Path, help="folder of a run, or a checkpoint")

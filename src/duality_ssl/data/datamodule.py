@@ -25,6 +25,7 @@ from duality_ssl.data.sampler import EvalBatches, TrainBatches, draw_subset
 from duality_ssl.data.sources import Folder, Split, create_source
 from duality_ssl.data.sources.base import Labels
 from duality_ssl.distributed import process_group, world_size
+from duality_ssl.randomness import HOLD_OUT, derive_seed
 
 _DEFAULT_VIEW = View()
 _SAME = ViewChanges()
@@ -63,6 +64,9 @@ class SSLDataModule(LightningDataModule):
             images without labels. A probe set of its own always has labels.
         download: Whether to download missing files of CIFAR, STL-10 or Fashion-MNIST to ``root``.
         seed: Seed of order, subset, held-out images and augmentation, 0 or more.
+        validation: Part of the training images that is held out and takes the place of the
+            validation split, drawn by the seed and in proportion over the classes: to choose
+            hyper-parameters on. 0 leaves the splits as they are.
 
     Raises:
         ValueError: If an argument is out of range or a source unknown, at once; if the set is
@@ -86,6 +90,7 @@ class SSLDataModule(LightningDataModule):
         labels: Labels = "auto",
         download: bool = False,
         seed: int = 0,
+        validation: float = 0,
     ) -> None:
         super().__init__()
         _at_least("batch_size", batch_size, 1)
@@ -93,6 +98,10 @@ class SSLDataModule(LightningDataModule):
         _at_least("seed", seed, 0)
         if image_size is not None:
             _at_least("image_size", image_size, 1)
+        if not 0 <= validation < 1:
+            raise ValueError(
+                f"Expected `data.validation` to be a fraction, 0 or more, but got {validation}."
+            )
         _one_of("on_bad_image", on_bad_image, ("error", "skip"))
         _one_of("predict_split", predict_split, ("train", "val"))
         _one_of("labels", labels, ("auto", "folder", "none"))
@@ -105,6 +114,7 @@ class SSLDataModule(LightningDataModule):
         self.predict_split: Literal["train", "val"] = predict_split
         self.labels = labels
         self.seed = seed
+        self.validation = validation
         options: dict[str, Any] = {"download": download, "labels": labels, "seed": seed}
         self._pretrain = self._probe = create_source(source, root, **options)
         self._names_probe = probe_source is not None or probe_root is not None
@@ -245,7 +255,7 @@ class SSLDataModule(LightningDataModule):
 
     def _pretrain_images(self) -> Images:
         if "pretrain" not in self._cache:
-            images = self._pretrain.load("pretrain")
+            images = self._load("pretrain")
             if self.subset is not None:
                 images = images.subset(draw_subset(images.labels, self.subset, self.seed))
             # labels of other classes would be mistaken for the probe's
@@ -256,8 +266,25 @@ class SSLDataModule(LightningDataModule):
         if split == "train" and not self._has_probe_set:
             return self._pretrain_images()  # with its subset
         if split not in self._cache:
-            self._cache[split] = self._probe.load(split)
+            self._cache[split] = self._load(split)
         return self._cache[split]
+
+    def _load(self, split: Split) -> Images:
+        """A split; the training images without those that are held out for validation."""
+        source = self._pretrain if split == "pretrain" else self._probe
+        parted: Split = "train" if self._has_probe_set else "pretrain"
+        if not self.validation or split not in (parted, "val"):
+            return source.load(split)
+        images = (self._probe if self._has_probe_set else self._pretrain).load(parted)
+        if not 0 < round(self.validation * len(images)) < len(images):
+            raise ValueError(
+                f"Expected `data.validation` to hold out some of {len(images)} images, and not "
+                f"all, but got {self.validation}."
+            )
+        drawn = torch.zeros(len(images), dtype=torch.bool)
+        seed = derive_seed(HOLD_OUT, self.seed)
+        drawn[draw_subset(images.labels, float(self.validation), seed)] = True
+        return images.subset(drawn if split == "val" else ~drawn)
 
     def _eval_loader(self, split: Literal["train", "val"], seed: int | None = None) -> BatchLoader:
         images = self._probe_images(split)
