@@ -135,8 +135,8 @@ def run(words: Sequence[str]) -> None:
     """Run a command of duality-ssl and check that it writes its files."""
     if words[0] == "sweep":
         return main([*words, "--dry-run"])
-    if words[0] == "report":
-        return try_report(words)
+    if words[0] == "report":  # alone it is a name in the prose
+        return try_report(words) if words[1:] else exits_well([*words, "--help"])
     if PARSED_ONLY & set(words):
         return exits_well(words)
     if out_of_reach(words):

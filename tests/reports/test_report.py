@@ -89,6 +89,26 @@ def test_runs_that_tune_are_left_out(tmp_path: Path) -> None:
     assert "9 runs; seeds 0 to 2" in html
 
 
+def test_a_run_that_two_files_hold_counts_once(tmp_path: Path) -> None:
+    paths = [write(tmp_path / name, [*methods_alone()]) for name in ("a.jsonl", "b.jsonl")]
+    assert "9 runs; seeds 0 to 2" in report(paths).read_text()
+
+
+def test_a_folder_of_runs_needs_no_sweep(tmp_path: Path) -> None:
+    for version in range(2):
+        run = tmp_path / "digits" / "VICReg" / f"version_{version}"
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "config.yaml").write_text("# duality_ssl 0.1.0\nseed_everything: 7\n")
+        (run / "metrics.csv").write_text("epoch,step,val/probe_top1\n0,4,0.5\n1,8,0.75\n")
+        scores = {"method": "VICReg", "linear_top1": 0.8 + version / 10, "num_train": 9}
+        (run / "checkpoints" / "evaluation.json").write_text(json.dumps(scores))
+    report([tmp_path / "digits"])
+    table = (tmp_path / "report" / "report.md").read_text()
+    assert "| version_0 | 80.0 | **75.0** |" in table
+    assert "| version_1 | **90.0** | **75.0** |" in table
+    assert "2 runs; seed 7." in table
+
+
 def test_paths_without_rows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"folder of runs, but .*none does not exist"):
         report([tmp_path / "none"])

@@ -86,7 +86,7 @@ def report(paths: Sequence[Path], out: Path | None = None) -> Path:
     rows = read(paths)
     sweeps = grouped(rows, ["sweep"])
     sections = [section(str(name), of_sweep) for (name,), of_sweep in sweeps.items()]
-    title = f"Report: {', '.join(str(name) for (name,) in sweeps)}"
+    title = f"Report: {', '.join(part.title for part in sections)}"
     folder = paths[0].parent / "report" if out is None else out
     files = {"report.html": page.html(title, sections), "report.md": page.markdown(title, sections)}
     for part in sections:

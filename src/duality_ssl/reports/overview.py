@@ -66,7 +66,7 @@ def grid_of(rows: Sequence[Row]) -> Grid:
 
 def section(sweep: str, rows: Sequence[Row]) -> Section:
     """Return the section of one sweep."""
-    title = names.capitalized(sweep.replace("_", " "))
+    title = sweep if "/" in sweep else names.capitalized(sweep.replace("_", " "))
     done = [row for row in rows if "error" not in row]
     if not done:
         return Section(title, ["All runs failed."], [failed_table(rows)])

@@ -11,7 +11,7 @@ from duality_ssl.reports.rows import Row
 
 
 def read(paths: Iterable[Path]) -> list[Row]:
-    """Read the rows of files and folders; those of a tuning phase are left out.
+    """Read the rows of files and folders, of each run the last; those of tuning are left out.
 
     Args:
         paths: JSONL files of rows, folders with such files, or folders of evaluated runs.
@@ -20,11 +20,13 @@ def read(paths: Iterable[Path]) -> list[Row]:
         OSError: If a file cannot be read.
         ValueError: If a path holds no rows, or something else.
     """
-    rows = [row for path in paths for row in _rows_of(path)]
-    return [row for row in rows if row.get("phase", "grid") == "grid"]
+    from duality_ssl.sweeps.rows import identity
+
+    found = {identity(row): row for path in paths for row in _rows_of(path)}
+    return [row for row in found.values() if row.get("phase", "grid") == "grid"]
 
 
-def _rows_of(path: Path) -> list[Row]:
+def _rows_of(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         raise ValueError(f"Expected a file of rows or a folder of runs, but {path} does not exist.")
     if path.is_file():
@@ -39,11 +41,11 @@ def _rows_of(path: Path) -> list[Row]:
     return rows
 
 
-def _rows_of_file(path: Path) -> list[Row]:
+def _rows_of_file(path: Path) -> list[dict[str, Any]]:
     from duality_ssl.sweeps.rows import read_rows
 
     try:
-        return [*read_rows(path)]
+        return read_rows(path)
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"Expected {path} to hold rows of a sweep, but one has no {error}. Files of rows are "
@@ -51,20 +53,20 @@ def _rows_of_file(path: Path) -> list[Row]:
         ) from error
 
 
-def _rows_of_runs(folder: Path) -> list[Row]:
+def _rows_of_runs(folder: Path) -> list[dict[str, Any]]:
     """A row for each run below a folder that `test` has evaluated."""
     from duality_ssl.sweeps.rows import read_run
 
     runs = sorted(file.parents[1] for file in folder.rglob("checkpoints/evaluation.json"))
     rows: list[dict[str, Any]] = [
-        {"sweep": folder.name, "cell": _cell(run), "seed": _seed(run), **read_run(run)}
+        {"sweep": str(folder), "cell": _cell(run), "seed": _seed(run), **read_run(run)}
         for run in runs
     ]
     identities = {json.dumps([row["cell"], row["seed"]]) for row in rows}
     if len(identities) < len(rows):  # one method ran twice: its runs are cells of their own
         for run, row in zip(runs, rows, strict=True):
             row["cell"]["run"] = run.name
-    return [*rows]
+    return rows
 
 
 def _cell(run: Path) -> dict[str, str]:
