@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 import pytest
 from helpers.synthetic_rows import figure_1, methods_alone
 
-from duality_ssl.reports import FIGURES, figure_svg
+from duality_ssl.reports import figure, figure_svg
 from duality_ssl.reports.figures import Figure
 from duality_ssl.reports.marks import Place, Point, width_of
 from duality_ssl.reports.scales import Scale, linear_scale
-from duality_ssl.reports.style import LIGHT, look
+from duality_ssl.reports.style import DARK, DARK_PAPER, LIGHT, PAPER, look
 
 ROWS = figure_1()
 AT_512 = {"d": 512}
@@ -45,8 +45,7 @@ each_kind = pytest.mark.parametrize(("kind", "options"), KINDS)
 
 
 def draw(kind: str, options: dict[str, Any]) -> Figure:
-    figure: Figure = FIGURES[kind](ROWS, **options)
-    return figure
+    return figure(ROWS, kind, **options)
 
 
 @each_kind
@@ -90,18 +89,18 @@ def texts(
 
 @each_kind
 def test_a_figure_says_what_it_shows(kind: str, options: dict[str, Any]) -> None:
-    figure = draw(kind, options)
-    labels = {panel.x_label for panel in figure.panels} | {panel.y_label for panel in figure.panels}
+    drawn = draw(kind, options)
+    labels = {panel.x_label for panel in drawn.panels} | {panel.y_label for panel in drawn.panels}
     assert labels - {""}
-    assert re.search(r"\d+ runs; seeds 0 to 2; data: digits\.$", figure.caption)
-    assert figure.title in figure.svg().replace("</text>\n", "").replace("&amp;", "&")
-    assert "http" not in figure.svg().replace("http://www.w3.org/2000/svg", "")
+    assert re.search(r"\d+ runs; seeds 0 to 2; data: digits\.$", drawn.caption)
+    assert drawn.title in drawn.svg().replace("</text>\n", "").replace("&amp;", "&")
+    assert "http" not in drawn.svg().replace("http://www.w3.org/2000/svg", "")
 
 
 def test_points_are_means_with_bars_of_one_deviation() -> None:
-    figure = draw("score", {"score": "linear_top1", "x": "d", "panel": "projector"})
-    assert [panel.title for panel in figure.panels] == ["d-d-d", "128-d", "512-512-d"]
-    (series,) = [one for one in figure.panels[1].series if one.name == "VICReg-exp"]
+    drawn = draw("score", {"score": "linear_top1", "x": "d", "panel": "projector"})
+    assert [panel.title for panel in drawn.panels] == ["d-d-d", "128-d", "512-512-d"]
+    (series,) = [one for one in drawn.panels[1].series if one.name == "VICReg-exp"]
     runs = [
         100 * row["scores"]["linear_top1"]
         for row in ROWS
@@ -130,19 +129,19 @@ def test_curves_leave_out_epochs_without_a_value() -> None:
     for row in rows:
         row["curves"]["val/probe_top1"][3] = None
     rows[0]["curves"]["val/probe_top1"][5] = 0.5
-    figure = FIGURES["curves"](rows)
-    (series,) = figure.panels[0].series
+    drawn = figure(rows, "curves")
+    (series,) = drawn.panels[0].series
     assert [point.x for point in series.points][:5] == [0, 2, 4, 8, 10]
     values = [100 * row["curves"]["val/probe_top1"][5] for row in rows]
     assert series.points[4].y == pytest.approx(statistics.fmean(values))
-    assert "mean over 3 seeds" in figure.caption
+    assert "mean over 3 seeds" in drawn.caption
 
 
 def test_a_spectrum_is_the_geometric_mean_relative_to_the_largest() -> None:
     rows = figure_1(methods=["VICReg"], projectors=["128-{d}"], dimensions=[16], seeds=[0, 1])
     rows[0]["arrays"]["spectrum"] = [10.0, 1.0, 1e-9]
     rows[1]["arrays"]["spectrum"] = [2.0, 0.02, 1.0]
-    (series,) = FIGURES["spectrum"](rows).panels[0].series
+    (series,) = figure(rows, "spectrum").panels[0].series
     second = math.sqrt(0.1 * 0.01)
     spread = math.exp(statistics.stdev([math.log(0.1), math.log(0.01)]))
     assert [point.x for point in series.points] == [1, 2]  # the third is below 1e-6
@@ -151,16 +150,42 @@ def test_a_spectrum_is_the_geometric_mean_relative_to_the_largest() -> None:
 
 def test_a_run_in_two_cells_is_one_point() -> None:
     rows = figure_1(methods=["VICReg"], projectors=["512-512-{d}", "{d}-{d}-{d}"], dimensions=[512])
-    figure = FIGURES["scatter"](rows, "online_top1", "linear_top1")
-    assert len(figure.panels[0].series[0].points) == 3
-    assert figure.panels[0].note.endswith("n = 3")
+    drawn = figure(rows, "scatter", x="online_top1", y="linear_top1")
+    assert len(drawn.panels[0].series[0].points) == 3
+    assert drawn.panels[0].note.endswith("n = 3")
+
+
+def test_a_reference_is_a_line_of_its_own() -> None:
+    rows = [row for row in ROWS if row["cell"]["projector"] == "128-{d}"]
+    drawn = figure(rows, "score", score="rankme", x="d", reference={"d": lambda d: d})
+    line = drawn.panels[0].series[-1]
+    assert [point[:4] for point in line.points] == [(d, d, d, d) for d in (16, 32, 64, 128, 512)]
+    assert [one.name for one in drawn.legend][-1] == "d"
+    assert drawn.panels[0].y.fraction(512) < 1
+
+
+def test_colors_stand_out_from_the_paper() -> None:
+    for colors, paper in ((LIGHT, PAPER), (DARK, DARK_PAPER)):
+        assert min(contrast(color, paper) for color in colors) >= 3
+
+
+def contrast(one: str, other: str) -> float:
+    """Ratio of luminances (WCAG 2.2)."""
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def luminance(color: str) -> float:
+    parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def test_lines_look_the_same_in_each_panel_and_figure() -> None:
     rows = [row for row in ROWS if row["cell"]["method"] != "VICReg"]
     order = ["VICReg", "SimCLR, tuned"]
-    figure = FIGURES["score"](rows, "linear_top1", "d", panel="projector", order=order)
-    for panel in figure.panels:
+    drawn = figure(rows, "score", score="linear_top1", x="d", panel="projector", order=order)
+    for panel in drawn.panels:
         looks = {series.name: series.line for series in panel.series}
         assert looks == {
             "SimCLR, tuned": 1,
@@ -178,7 +203,7 @@ def test_lines_differ_without_their_color() -> None:
 
 def test_no_legend_of_one_line() -> None:
     rows = [*methods_alone()]
-    assert FIGURES["score"](rows, "linear_top1", "method", line=None).legend == []
+    assert figure(rows, "score", score="linear_top1", x="method", line=None).legend == []
     assert [one.name for one in draw(*KINDS[0].values).legend] == [
         *("VICReg", "VICReg-exp", "VICReg-ctr", "SimCLR, original", "SimCLR, tuned")
     ]

@@ -112,6 +112,13 @@ def test_ticks_are_round(scale: Scale, labels: list[str]) -> None:
     assert all(0 <= scale.fraction(tick) <= 1 for tick, _ in scale.ticks)
 
 
+def test_a_margin_passes_neither_zero_nor_the_most() -> None:
+    assert linear_scale([97, 99.9], 100).high == 100
+    assert linear_scale([97, 99.9]).high > 100
+    assert linear_scale([0.1, 5]).low == 0
+    assert linear_scale([-0.1, 5]).low < -0.1
+
+
 @pytest.mark.parametrize("value", [5.0, 0.0])
 def test_one_value_lies_inside_its_scale(value: float) -> None:
     assert 0 <= linear_scale([value]).fraction(value) < 1

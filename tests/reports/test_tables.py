@@ -58,7 +58,7 @@ def test_the_oracle_gap_is_what_the_choice_lacks() -> None:
             "seed": 0,
             "scores": {"few_label_top1": few, "rankme": rank, "alpha_req": alpha},
         }
-        for d, few, rank, alpha in ((16, 0.9, 10, 1.4), (32, 0.95, 20, 0.9), (64, 0.92, 40, 1.2))
+        for d, few, rank, alpha in ((16, 0.9, 10, 1.4), (32, 0.95, 20, 1.1), (64, 0.92, 40, 0.7))
     ]
     table = oracle_table(rows)
     assert table.head == ["Method", "Cells", "Best", "RankMe", "α-ReQ"]

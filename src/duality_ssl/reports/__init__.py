@@ -7,7 +7,7 @@ bytes.
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from duality_ssl.files import write_atomically
 from duality_ssl.reports import page
@@ -25,13 +25,9 @@ from duality_ssl.reports.tables import (
     score_table,
 )
 
-__all__ = [
-    "FIGURES",
-    "TABLES",
-    "figure_svg",
-    "report",
-    "table_markdown",
-]
+__all__ = ["FIGURES", "TABLES", "figure", "figure_svg", "report", "table", "table_markdown"]
+
+T = TypeVar("T")
 
 FIGURES: dict[str, Callable[..., Figure]] = {
     "score": score_figure,
@@ -48,26 +44,36 @@ TABLES: dict[str, Callable[..., Table]] = {
 }
 
 
-def figure_svg(rows: Sequence[Row], kind: str, **options: Any) -> str:
-    """Return a figure as the text of an SVG file.
+def figure(rows: Sequence[Row], kind: str, **options: Any) -> Figure:
+    """Return a figure of rows: ``name``, ``title``, ``caption``, ``svg()``, ``markdown()``.
 
     Args:
         rows: Rows of runs.
         kind: A key of `FIGURES`.
         **options: Arguments of that function.
     """
-    return _chosen(FIGURES, kind)(rows, **options).svg()
+    return _chosen(FIGURES, kind)(rows, **options)
 
 
-def table_markdown(rows: Sequence[Row], kind: str = "scores", **options: Any) -> str:
-    """Return a table as Markdown, with its caption.
+def table(rows: Sequence[Row], kind: str = "scores", **options: Any) -> Table:
+    """Return a table of rows: ``title``, ``caption``, ``markdown()``.
 
     Args:
         rows: Rows of runs.
         kind: A key of `TABLES`.
         **options: Arguments of that function.
     """
-    return _chosen(TABLES, kind)(rows, **options).markdown()
+    return _chosen(TABLES, kind)(rows, **options)
+
+
+def figure_svg(rows: Sequence[Row], kind: str, **options: Any) -> str:
+    """Return a figure as the text of an SVG file; see `figure`."""
+    return figure(rows, kind, **options).svg()
+
+
+def table_markdown(rows: Sequence[Row], kind: str = "scores", **options: Any) -> str:
+    """Return a table as Markdown, with its caption; see `table`."""
+    return table(rows, kind, **options).markdown()
 
 
 def report(paths: Sequence[Path], out: Path | None = None) -> Path:
@@ -97,7 +103,7 @@ def report(paths: Sequence[Path], out: Path | None = None) -> Path:
     return folder / "report.html"
 
 
-def _chosen(known: Mapping[str, Callable[..., Any]], kind: str) -> Callable[..., Any]:
+def _chosen(known: Mapping[str, Callable[..., T]], kind: str) -> Callable[..., T]:
     if kind not in known:
         raise ValueError(f"Expected `kind` to be one of {', '.join(known)}, but got {kind!r}.")
     return known[kind]

@@ -1,6 +1,7 @@
 """Figures of scores: against an axis of the grid, and against another score."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 from duality_ssl.reports import marks, names
 from duality_ssl.reports.correlation import pearson, spearman
@@ -8,6 +9,7 @@ from duality_ssl.reports.figures import Figure, Panel
 from duality_ssl.reports.marks import Point, Series
 from duality_ssl.reports.rows import (
     Row,
+    Spread,
     Where,
     distinct,
     is_number,
@@ -33,6 +35,7 @@ def score_figure(
     line: str | None = "method",
     where: Where = None,
     order: Sequence[str] = (),
+    reference: Mapping[str, Callable[[float], float]] | None = None,
     title: str = "",
 ) -> Figure:
     """Draw a score against an axis: the mean over seeds, with a bar of one standard deviation.
@@ -48,6 +51,7 @@ def score_figure(
         line: The axis with a line for each of its values; one line if None.
         where: Values of axes that rows must have.
         order: Labels of the lines whose looks are taken first, so that figures agree.
+        reference: Functions of the axis that are drawn as further lines, such as a bound.
         title: The title, instead of one made of the names.
 
     Raises:
@@ -56,45 +60,30 @@ def score_figure(
     rows = usable(rows, where, score, x, panel, line)
     steps = values(rows, x)
     numeric = all(map(is_number, steps))
-    places = {value: value if numeric else len(steps) - 1.0 - i for i, value in enumerate(steps)}
+    places = dict(zip(steps, steps if numeric else range(len(steps))[::-1], strict=True))
 
     def points(group: Sequence[Row]) -> list[Point]:
         found = {value: spread_over_seeds(select(group, {x: value}), score) for value in steps}
         return [
-            _point(places[value], *some[:2], note=f"{names.label(value)}: {_mean(score, some)}")
+            _point(
+                places[value], some.mean, some.std, f"{names.label(value)}: {_mean(score, some)}"
+            )
             for value, some in found.items()
             if some is not None
         ]
 
     series = series_of_panels(rows, panel, line, order, points)
-    shown = [point for panel_ in series.values() for one in panel_ for point in one.points]
-    scores = linear_scale(
-        [end for point in shown for end in (point.low, point.high)],
-        100 if names.is_accuracy(score) else float("inf"),
-    )
-    rows_of_dots = category_scale([names.label(value) for value in steps])
-    panels = [
-        Panel(
-            title=name,
-            series=_apart(several, 3.0 if numeric else min(8.0, 24 / len(several))),
-            x_label=names.axis_title(x if numeric else score),
-            y_label=names.axis_title(score) if numeric else "",
-            x=number_scale(steps, ticks=True) if numeric else scores,
-            y=scores if numeric else rows_of_dots,
-            mark=marks.lines if numeric else marks.dots,
-        )
-        for name, several in series.items()
-    ]
+    if numeric:
+        panels = _against_numbers(series, score, x, reference or {})
+    else:
+        panels = _against_labels(series, score, [names.label(value) for value in steps])
     seeds = len(values(rows, "seed"))
-    what = (
-        f"Points: mean over {seeds} seeds; bars: one standard deviation."
-        if seeds > 1
-        else "Each point is one run."
-    )
+    what = f"Points: mean over {seeds} seeds; bars: one standard deviation."
     return Figure(
         name=names.slug(f"{score} by {x}"),
         title=title or f"{names.capitalized(names.subject(score))} by {names.heading(x)}",
-        caption=f"{what}{conditions(where)} {provenance(rows)}",
+        caption=f"{what if seeds > 1 else 'Each point is one run.'}{conditions(where)} "
+        f"{provenance(rows)}",
         panels=panels,
     )
 
@@ -127,37 +116,17 @@ def scatter_figure(
     """
     across = [x] if isinstance(x, str) else list(x)
     upright = [y] if isinstance(y, str) else list(y)
-    symbol, correlate = CORRELATIONS[correlation]
-    panels, drawn = [], []
+    panels, drawn = [], list[Row]()
     for b in upright:
         for a in across:
             found = distinct(usable(rows, where, a, b, line))
-            pairs = [(measure(row, a), measure(row, b)) for row in found]
-
-            def points(group: Sequence[Row], a: str = a, b: str = b) -> list[Point]:
-                return [_point(measure(row, a), measure(row, b), note=_cell(row)) for row in group]
-
-            (series,) = series_of_panels(found, None, line, order, points).values()
-            most = 100 if names.is_accuracy(b) else float("inf")
-            panels.append(
-                Panel(
-                    title="",
-                    series=series,
-                    x_label=names.axis_title(a),
-                    y_label=names.axis_title(b),
-                    x=number_scale([first for first, _ in pairs]),
-                    y=linear_scale([second for _, second in pairs], most),
-                    mark=marks.points,
-                    note=f"{symbol} = {correlate(*zip(*pairs, strict=True))}",
-                )
-            )
+            panels.append(_scatter_panel(found, a, b, correlation, line, order))
             drawn += found
-    subjects = " and ".join(names.subject(name) for name in upright)
+    both = [" and ".join(names.subject(name) for name in some) for some in (upright, across)]
     return Figure(
         name=names.slug(f"{'-'.join(upright)} by {'-'.join(across)}"),
-        title=title
-        or names.capitalized(f"{subjects} by {', '.join(names.subject(a) for a in across)}"),
-        caption=f"Each point is one run; in brackets the 95 % interval of the correlation."
+        title=title or names.capitalized(" by ".join(both)),
+        caption="Each point is one run; in brackets the 95 % interval of the correlation."
         f"{conditions(where)} {provenance(drawn)}",
         panels=panels,
     )
@@ -197,6 +166,87 @@ def conditions(where: Where) -> str:
     return f" Shown: {', '.join(fixed)}." if fixed else ""
 
 
+def _against_numbers(
+    series: Mapping[str, Sequence[Series]],
+    score: str,
+    x: str,
+    reference: Mapping[str, Callable[[float], float]],
+) -> list[Panel]:
+    """Panels with lines; those of the references have the looks after the last one."""
+    points = [point for several in series.values() for one in several for point in one.points]
+    steps = sorted({point.x for point in points})
+    last = max(one.line for several in series.values() for one in several)
+    further = [
+        Series(text, [_point(step, function(step)) for step in steps], number)
+        for number, (text, function) in enumerate(reference.items(), last + 1)
+    ]
+    points += [point for one in further for point in one.points]
+    ends = [end for point in points for end in (point.low, point.high)]
+    y = linear_scale(ends, 100) if names.is_accuracy(score) else number_scale(ends)
+    return [
+        Panel(
+            title=name,
+            series=[*_apart(several, 3.0), *further],
+            x_label=names.axis_title(x),
+            y_label=names.axis_title(score),
+            x=number_scale(steps, ticks=True),
+            y=y,
+            mark=marks.lines,
+        )
+        for name, several in series.items()
+    ]
+
+
+def _against_labels(
+    series: Mapping[str, Sequence[Series]], score: str, labels: Sequence[str]
+) -> list[Panel]:
+    """Panels with a row of dots for each label."""
+    points = [point for several in series.values() for one in several for point in one.points]
+    ends = [end for point in points for end in (point.low, point.high)]
+    x = linear_scale(ends, 100) if names.is_accuracy(score) else number_scale(ends)
+    return [
+        Panel(
+            title=name,
+            series=_apart(several, min(8.0, 24 / len(several))),
+            x_label=names.axis_title(score),
+            y_label="",
+            x=x,
+            y=category_scale(labels),
+            mark=marks.dots,
+        )
+        for name, several in series.items()
+    ]
+
+
+def _scatter_panel(
+    rows: Sequence[Row],
+    x: str,
+    y: str,
+    correlation: str,
+    line: str | None,
+    order: Sequence[str],
+) -> Panel:
+    """The panel of two scores, with their correlation as a note."""
+    pairs = [(measure(row, x), measure(row, y)) for row in rows]
+    symbol, correlate = CORRELATIONS[correlation]
+
+    def points(group: Sequence[Row]) -> list[Point]:
+        return [_point(measure(row, x), measure(row, y), note=_cell(row)) for row in group]
+
+    (series,) = series_of_panels(rows, None, line, order, points).values()
+    across, upright = zip(*pairs, strict=True)
+    return Panel(
+        title="",
+        series=series,
+        x_label=names.axis_title(x),
+        y_label=names.axis_title(y),
+        x=number_scale(across),
+        y=linear_scale(upright, 100 if names.is_accuracy(y) else math.inf),
+        mark=marks.points,
+        note=f"{symbol} = {correlate(across, upright)}",
+    )
+
+
 def _apart(series: Sequence[Series], step: float) -> list[Series]:
     """Series whose points stand side by side, so that their bars can be told apart."""
     middle = (len(series) - 1) / 2
@@ -207,8 +257,8 @@ def _point(x: float, y: float, std: float = 0.0, note: str = "") -> Point:
     return Point(x, y, y - std, y + std, note)
 
 
-def _mean(score: str, spread: tuple[float, float, int]) -> str:
-    return f"{names.mean_and_std(score, spread[0], spread[1], spread[2])}, n = {spread[2]}"
+def _mean(score: str, spread: Spread) -> str:
+    return f"{names.mean_and_std(score, *spread)}, n = {spread.n}"
 
 
 def _cell(row: Row) -> str:

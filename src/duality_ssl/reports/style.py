@@ -8,7 +8,7 @@ import re
 from typing import NamedTuple
 
 # blue, vermilion, bluish green, reddish purple, orange, sky blue, black
-LIGHT = ("#0072b2", "#d55e00", "#009e73", "#b8578f", "#c98a00", "#3a9ad9", "#1c2024")
+LIGHT = ("#0072b2", "#d55e00", "#009e73", "#b8578f", "#bf8300", "#3a9ad9", "#1c2024")
 DARK = ("#4aa3df", "#ff8a3c", "#2cc79b", "#e39ac4", "#f0b429", "#8fd0f7", "#e8eaed")
 DASHES = ("", "7 3", "2 2.5", "9 3 2 3")
 MARKERS = (
@@ -45,11 +45,11 @@ def _variables(ink: str, muted: str, grid: str, paper: str, colors: tuple[str, .
     return "".join(f"--{name}:{value};" for name, value in named.items())
 
 
-PAPER = "#ffffff"
+PAPER, DARK_PAPER = "#ffffff", "#15191e"
 VARIABLES = (
     f":root{{color-scheme:light dark;{_variables('#1c2024', '#5b646e', '#e3e6ea', PAPER, LIGHT)}}}"
     "@media screen and (prefers-color-scheme:dark){:root{"
-    f"{_variables('#e8eaed', '#a3acb6', '#333a43', '#15191e', DARK)}}}}}"
+    f"{_variables('#e8eaed', '#a3acb6', '#333a43', DARK_PAPER, DARK)}}}}}"
 )
 FIGURE = f"""
 svg.figure{{font-family:{FONT};font-size:12px;color:var(--ink)}}
