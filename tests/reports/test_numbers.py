@@ -9,7 +9,14 @@ from scipy import stats
 
 from duality_ssl.reports.correlation import pearson, spearman
 from duality_ssl.reports.curves import resample
-from duality_ssl.reports.names import axis_title, compact, heading, mean_and_std, significant
+from duality_ssl.reports.names import (
+    axis_title,
+    compact,
+    heading,
+    listed,
+    mean_and_std,
+    significant,
+)
 from duality_ssl.reports.rows import spread
 from duality_ssl.reports.scales import Scale, category_scale, linear_scale, log_scale
 from duality_ssl.reports.tables import near_best
@@ -149,6 +156,11 @@ def test_a_scale_puts_what_is_outside_at_its_end() -> None:
 )
 def test_names_of_scores(name: str, short: str, long: str) -> None:
     assert (heading(name), axis_title(name)) == (short, long)
+
+
+@pytest.mark.parametrize("words", [[], ["a"], ["a", "b"], ["a", "b", "c"]], ids=len)
+def test_words_of_a_sentence(words: list[str]) -> None:
+    assert listed(words) == ["", "a", "a and b", "a, b and c"][len(words)]
 
 
 def test_form_of_values() -> None:

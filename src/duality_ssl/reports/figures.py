@@ -35,7 +35,7 @@ class Panel:
     def height(self) -> float:
         """Pixels: fixed, or a row for each label of dots."""
         header = 20 * bool(self.title) + 18 * bool(self.note) + 18 * bool(self.y_label)
-        return header + (58 + 30 * len(self.y.ticks) if self.mark is marks.dots else 246)
+        return header + (62 + 30 * len(self.y.ticks) if self.mark is marks.dots else 250)
 
     def draw(self, width: float) -> str:
         """Return the panel as SVG text of a width in pixels, from the origin."""
@@ -48,7 +48,7 @@ class Panel:
         labels = [label for _, label in self.y.ticks]
         left = 12 + max(map(width_of, labels), default=0)
         right = width - max(12.0, width_of(self.x.ticks[-1][1]) / 2)
-        place = Place(left, top + 8, right, self.height - 42, self.x, self.y)
+        place = Place(left, top + 12, right, self.height - 42, self.x, self.y)
         parts += [_grid(place), _ticks(place)]
         parts.append(text(self.x_label, (left + right) / 2, self.height - 5, text_anchor="middle"))
         # lines that were drawn first stand in front

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 
 _SCORES = {
     "linear": "linear",
@@ -14,6 +15,8 @@ _SCORES = {
     "rankme": "RankMe",
     "lidar": "LiDAR",
     "alpha_req": "α-ReQ",
+    "columns_fourth_over_bound": "fourth norms of dimensions / lower bound",
+    "rows_fourth_over_bound": "fourth norms of embeddings / lower bound",
     "d": "embedding dimension d",
     "parameters.projector": "projector parameters",
     "parameters.backbone": "backbone parameters",
@@ -35,7 +38,7 @@ def is_accuracy(score: str) -> bool:
 
 def heading(name: str) -> str:
     """Return the short name of a score or an axis, as in the head of a table."""
-    stem = re.sub(r"^(val|train|data|model|trainer)[/.]|_top[15]$", "", name)
+    stem = re.sub(r"^(val|train|duality|data|model|trainer)[/.]|_top[15]$", "", name)
     if stem.endswith("_features"):
         return f"{heading(stem.removesuffix('_features'))} of features"
     for pattern, text in _PATTERNS:
@@ -60,6 +63,11 @@ def axis_title(name: str) -> str:
 def capitalized(text: str) -> str:
     """Return a text with a capital first letter, unless a single letter or a symbol begins it."""
     return text[:1].upper() + text[1:] if re.match(r"[a-z]{2}", text) and text[1] != "-" else text
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return words as in a sentence: ``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(words[:-1])] * (len(words) > 1) + [*words[-1:]])
 
 
 def label(value: object) -> str:

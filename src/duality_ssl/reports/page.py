@@ -20,7 +20,8 @@ p{{max-width:46rem;margin:.3rem 0}}
 nav ul{{padding-left:1.2rem;columns:2 18rem}}
 nav>ul>li{{break-inside:avoid;margin-bottom:.4rem}}
 nav ul ul{{columns:auto;font-size:.9rem}}
-a{{color:var(--c0)}}
+a{{color:var(--c0);text-decoration:none}}
+a:hover,a:focus{{text-decoration:underline}}
 p.muted,.caption,figcaption{{color:var(--muted);font-size:.87rem}}
 .caption,figcaption{{max-width:46rem;margin-top:.5rem}}
 figure,.block{{margin:2.2rem 0}}

@@ -122,7 +122,7 @@ def scatter_figure(
             found = distinct(usable(rows, where, a, b, line))
             panels.append(_scatter_panel(found, a, b, correlation, line, order))
             drawn += found
-    both = [" and ".join(names.subject(name) for name in some) for some in (upright, across)]
+    both = [names.listed([*map(names.subject, some)]) for some in (upright, across)]
     return Figure(
         name=names.slug(f"{'-'.join(upright)} by {'-'.join(across)}"),
         title=title or names.capitalized(" by ".join(both)),
@@ -186,7 +186,7 @@ def _against_numbers(
     return [
         Panel(
             title=name,
-            series=[*_apart(several, 3.0), *further],
+            series=[*_apart(several, min(3.0, 18 / len(several))), *further],
             x_label=names.axis_title(x),
             y_label=names.axis_title(score),
             x=number_scale(steps, ticks=True),

@@ -152,7 +152,7 @@ def correlation_table(
     groups = {**split(rows, line), "all": rows}
     return Table(
         name=names.slug(f"correlation {y}"),
-        title=f"Correlation with {names.subject(y)}",
+        title=f"Correlation: {names.subject(y)}",
         caption=f"{symbol} over runs with its 95 % interval.{conditions(where)} {provenance(rows)}",
         head=[names.capitalized(line), *map(names.heading, columns)],
         body=[
