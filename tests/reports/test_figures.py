@@ -124,6 +124,15 @@ def test_what_rows_lack_is_named() -> None:
         figure_svg(ROWS, "score", score="lidar", x="d", where={"d": 7})
 
 
+def test_a_caption_counts_the_seeds_of_a_point() -> None:
+    rows = [*methods_alone(["A", "B"])]
+    drawn = figure([*rows[:2], rows[5]], "score", score="linear_top1", x="method")
+    assert drawn.caption.startswith("Points: mean over 2 seeds")
+    assert drawn.caption.endswith("3 runs; seeds 0 to 2; data: digits.")
+    drawn = figure(rows, "score", score="linear_top1", x="method", where={"seed": 1})
+    assert drawn.caption.startswith("Each point is one run. Shown: seed = 1. 2 runs; seed 1; data")
+
+
 def test_curves_leave_out_epochs_without_a_value() -> None:
     rows = figure_1(methods=["VICReg"], projectors=["128-{d}"], dimensions=[16])
     for row in rows:
@@ -131,7 +140,7 @@ def test_curves_leave_out_epochs_without_a_value() -> None:
     rows[0]["curves"]["val/probe_top1"][5] = 0.5
     drawn = figure(rows, "curves")
     (series,) = drawn.panels[0].series
-    assert [point.x for point in series.points][:5] == [0, 2, 4, 8, 10]
+    assert [point.x for point in series.points][:5] == [1, 3, 5, 9, 11]
     values = [100 * row["curves"]["val/probe_top1"][5] for row in rows]
     assert series.points[4].y == pytest.approx(statistics.fmean(values))
     assert "mean over 3 seeds" in drawn.caption

@@ -52,7 +52,7 @@ def test_spearman_matches_scipy() -> None:
         pytest.param([1, 1, 1, 1], [1, 2, 3, 4], "undefined, n = 4", id="constant"),
         pytest.param([1, 2, 3, 4], [2, 4, 6, 8], "1.00 [1.00, 1.00], n = 4", id="exact"),
         pytest.param([1, 2, 3, 4], [8, 6, 4, 2], "−1.00 [−1.00, −1.00], n = 4", id="opposite"),
-        pytest.param([1], [1], "undefined, n = 1", id="one point"),
+        pytest.param([1, 2], [1, 2], "undefined, n = 2", id="two points"),
     ],
 )
 def test_a_correlation_says_what_is_undefined(x: list[float], y: list[float], text: str) -> None:
@@ -124,6 +124,7 @@ def test_a_margin_passes_neither_zero_nor_the_most() -> None:
     assert linear_scale([97, 99.9]).high > 100
     assert linear_scale([0.1, 5]).low == 0
     assert linear_scale([-0.1, 5]).low < -0.1
+    assert [tick for tick, _ in linear_scale([0, 2], least_step=1).ticks] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("value", [5.0, 0.0])

@@ -27,7 +27,7 @@ def pearson(x: Sequence[float], y: Sequence[float]) -> Correlation:
     r"""Pearson's r with its 95 % interval by Fisher's transform.
 
     The interval is ``tanh(artanh(r) ± 1.96 / sqrt(n - 3))``. It needs four points. The coefficient
-    of fewer than two points, or of a constant, is nan.
+    of fewer than three points, or of a constant, is nan.
 
     Reference: Fisher, Metron 1921, *On the "probable error" of a coefficient of correlation*.
     """
@@ -54,7 +54,7 @@ def ranks(numbers: Sequence[float]) -> list[float]:
 
 
 def _coefficient(x: Sequence[float], y: Sequence[float]) -> float:
-    if len(x) < 2 or len({*x}) == 1 or len({*y}) == 1:
+    if len(x) < 3 or len({*x}) == 1 or len({*y}) == 1:
         return math.nan
     return statistics.correlation(x, y)
 

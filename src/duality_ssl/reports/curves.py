@@ -59,7 +59,7 @@ def curves_figure(
         for row in one_a_seed(group, curve):
             for epoch, value in zip(measure(row, "epoch"), measure(row, curve), strict=True):
                 if is_number(value):
-                    found.setdefault(epoch, []).append(100 * value if accuracy else value)
+                    found.setdefault(epoch + 1, []).append(100 * value if accuracy else value)
         means = {epoch: spread(found[epoch]) for epoch in sorted(found)}
         return [Point(epoch, m.mean, m.mean - m.std, m.mean + m.std) for epoch, m in means.items()]
 
@@ -71,8 +71,8 @@ def curves_figure(
         caption=_caption(rows, where),
         panels=_panels(
             series,
-            ("Epoch", names.axis_title(curve)),
-            linear_scale([*epochs, 0.0]),
+            ("Epochs of training", names.axis_title(curve)),
+            linear_scale([*epochs, 0.0], least_step=1),
             linear_scale(_ends(series), 100.0 if accuracy else math.inf),
         ),
     )

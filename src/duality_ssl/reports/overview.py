@@ -188,6 +188,6 @@ def circumstances(rows: Sequence[Row]) -> list[str]:
         if (found := values(rows, key))
     ]
     seconds = sum(row.get("seconds") or 0 for row in distinct(rows))
-    hours = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
-    times = [f"All runs together took {hours}."] if seconds >= 60 else []
+    hours = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes"
+    times = [f"All runs together took {hours}."] if seconds else []
     return [f"{'; '.join(made)}."] * bool(made) + times

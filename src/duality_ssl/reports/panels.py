@@ -60,10 +60,12 @@ def score_figure(
     rows = usable(rows, where, score, x, panel, line)
     steps = values(rows, x)
     numeric = all(map(is_number, steps))
+    seeds = [0]
     places = dict(zip(steps, steps if numeric else range(len(steps))[::-1], strict=True))
 
     def points(group: Sequence[Row]) -> list[Point]:
         found = {value: spread_over_seeds(select(group, {x: value}), score) for value in steps}
+        seeds.extend(some.n for some in found.values() if some is not None)
         return [
             _point(
                 places[value], some.mean, some.std, f"{names.label(value)}: {_mean(score, some)}"
@@ -77,12 +79,11 @@ def score_figure(
         panels = _against_numbers(series, score, x, reference or {})
     else:
         panels = _against_labels(series, score, [names.label(value) for value in steps])
-    seeds = len(values(rows, "seed"))
-    what = f"Points: mean over {seeds} seeds; bars: one standard deviation."
+    what = f"Points: mean over {max(seeds)} seeds; bars: one standard deviation."
     return Figure(
         name=names.slug(f"{score} by {x}"),
         title=title or f"{names.capitalized(names.subject(score))} by {names.heading(x)}",
-        caption=f"{what if seeds > 1 else 'Each point is one run.'}{conditions(where)} "
+        caption=f"{what if max(seeds) > 1 else 'Each point is one run.'}{conditions(where)} "
         f"{provenance(rows)}",
         panels=panels,
     )

@@ -24,14 +24,16 @@ class Scale:
         return (at - low) / (high - low)
 
 
-def linear_scale(numbers: Iterable[float], most: float = math.inf) -> Scale:
+def linear_scale(
+    numbers: Iterable[float], most: float = math.inf, least_step: float = 0.0
+) -> Scale:
     """Return a scale around numbers, with a margin that passes neither zero nor ``most``."""
     numbers = list(numbers)
     least, greatest = min(numbers), max(numbers)
     margin = 0.05 * (greatest - least) or 0.05 * abs(greatest) or 1.0
     low = least - margin if least < 0 else max(least - margin, 0.0)
     high = greatest + margin if greatest > most else min(greatest + margin, most)
-    step = _round_step((high - low) / 5.5)
+    step = _round_step(max((high - low) / 5.5, least_step))
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     marks = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
     return Scale(low, high, tuple((mark * step, fixed(mark * step, decimals)) for mark in marks))
