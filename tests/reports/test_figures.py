@@ -12,7 +12,7 @@ from helpers.synthetic_rows import figure_1, methods_alone
 
 from duality_ssl.reports import figure, figure_svg
 from duality_ssl.reports.figures import Figure
-from duality_ssl.reports.marks import Place, Point, width_of
+from duality_ssl.reports.marks import Place, Point, Series, bands, width_of
 from duality_ssl.reports.scales import Scale, linear_scale
 from duality_ssl.reports.style import DARK, DARK_PAPER, LIGHT, PAPER, look
 
@@ -55,7 +55,11 @@ def test_the_same_rows_give_the_same_bytes(kind: str, options: dict[str, Any]) -
 
 @each_kind
 def test_no_text_is_cut_off_or_covers_another(kind: str, options: dict[str, Any]) -> None:
-    root = ElementTree.fromstring(draw(kind, options).svg())
+    check_texts(draw(kind, options).svg())
+
+
+def check_texts(svg: str) -> None:
+    root = ElementTree.fromstring(svg)
     width, height = (float(root.get(name, "")) for name in ("width", "height"))
     boxes = [*texts(root, 0, 0)]
     for _, left, top, right, bottom in boxes:
@@ -67,6 +71,20 @@ def test_no_text_is_cut_off_or_covers_another(kind: str, options: dict[str, Any]
                 one[3] <= other[1] or other[3] <= one[1] or one[4] <= other[2] or other[4] <= one[2]
             )
             assert apart, (one, other)  # fmt: skip
+
+
+def test_a_figure_with_long_texts() -> None:
+    rows = [
+        {"sweep": "s", "cell": {"method": f"a method with a long name {i}", "d": d}, "seed": 0,
+         "scores": {"linear_top1": 0.9 + i / 100}}
+        for i in range(7) for d in (1000, 1010, 1020, 64000)
+    ]  # fmt: skip
+    title = (
+        "A title that is much longer than the only panel of this figure is wide, so it is broken"
+    )
+    drawn = figure(rows, "score", score="linear_top1", x="d", title=title)
+    check_texts(drawn.svg())
+    assert drawn.svg().count('class="head"') == 2
 
 
 def texts(
@@ -222,6 +240,13 @@ def test_labels_are_text_whatever_they_hold() -> None:
     rows = [row | {"cell": {"method": '<b a="1">&'}} for row in methods_alone(["A"])]
     root = ElementTree.fromstring(figure_svg(rows, "score", score="linear_top1", x="method"))
     assert '<b a="1">&' in [text for text, *_ in texts(root, 0, 0)]
+
+
+def test_markers_of_a_band_are_few_and_apart() -> None:
+    place = Place(0, 0, 600, 100, Scale(0, 9, ()), Scale(0, 1, ()))
+    series = Series("a", [Point(x, 0.5, 0.5, 0.5) for x in (0, 0.1, 0.2, 7, 8, 8.1, 9)], 0)
+    found = re.findall(r'transform="translate\((\S+) 50\)"', bands(series, place))
+    assert [float(x) for x in found] == pytest.approx([0, 466.7, 533.3, 600], abs=0.1)
 
 
 def test_places_of_values() -> None:

@@ -48,8 +48,8 @@ def _rows_of_file(path: Path) -> list[dict[str, Any]]:
         return read_rows(path)
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"Expected {path} to hold rows of a sweep, but one has no {error}. Files of rows are "
-            "written by `duality-ssl sweep`."
+            f"Expected every line of {path} to be a row of `duality-ssl sweep`, with `sweep`, "
+            "`cell` and `seed`, but one is not. Leave the file out."
         ) from error
 
 
