@@ -175,6 +175,20 @@ def test_a_spectrum_is_the_geometric_mean_relative_to_the_largest() -> None:
     assert series.points[1][1:4] == pytest.approx((second, second / spread, second * spread))
 
 
+def test_a_histogram_is_the_mean_density_without_its_tails() -> None:
+    rows = figure_1(methods=["VICReg"], projectors=["128-{d}"], dimensions=[16], seeds=[0, 1])
+    histograms = [row["arrays"]["gram_histogram"] for row in rows]
+    histograms[0] |= {"edges": [-1.0, 0.0, 1.0, 2.0, 9.0], "density": [0.25, 0.5, 0.25, 1e-5]}
+    histograms[1] |= {"edges": [-1.0, 0.0, 1.0, 2.0, 9.0], "density": [0.35, 0.4, 0.25, 0.0]}
+    (series,) = figure(rows, "histogram").panels[0].series
+    std = statistics.stdev([0.25, 0.35])
+    assert series.points[0][:4] == pytest.approx((-0.5, 0.3, 0.3 - std, 0.3 + std))
+    assert [point.x for point in series.points] == [-0.5, 0.5, 1.5]
+    histograms[1] |= {"edges": [-1.0, 1.0, 2.0], "density": [0.35, 0.3]}
+    (series,) = figure(rows, "histogram").panels[0].series
+    assert [point.y for point in series.points] == pytest.approx([1 / 3])  # one bin from -1 to 2
+
+
 def test_a_run_in_two_cells_is_one_point() -> None:
     rows = figure_1(methods=["VICReg"], projectors=["512-512-{d}", "{d}-{d}-{d}"], dimensions=[512])
     drawn = figure(rows, "scatter", x="online_top1", y="linear_top1")

@@ -173,6 +173,6 @@ def test_form_of_values() -> None:
     assert [significant(value) for value in (0, -0.5, 2.5e-7, math.nan)] == [
         *("0", "−0.500", "2.50·10⁻⁷", "–")
     ]
-    assert [compact(value) for value in (0.02, 2e-5, 1024, 25_000, 3e6)] == [
-        *("0.02", "2·10⁻⁵", "1,024", "25k", "3M")
+    assert [compact(value) for value in (0.02, 2e-5, 1024, 5000, 25_000, 3e6)] == [
+        *("0.02", "2·10⁻⁵", "1,024", "5k", "25k", "3M")
     ]

@@ -2,7 +2,7 @@
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
 from duality_ssl.reports import marks, names
@@ -22,7 +22,8 @@ from duality_ssl.reports.rows import (
 )
 from duality_ssl.reports.scales import Scale, linear_scale, log_scale
 
-BINS = 64  # of the common grid of histograms
+Histogram = Mapping[str, Sequence[float]]
+BINS = 64  # of the common grid of histograms, at most
 TAILS = 1e-3  # part of a histogram that is not drawn
 SMALLEST = 1e-6  # relative singular value that is drawn
 
@@ -132,14 +133,12 @@ def histogram_figure(
 ) -> Figure:
     """Draw the density of matrix entries: the mean over seeds in a band of one deviation.
 
-    Each histogram is brought to a common grid first (`resample`). The grid leaves out the ends that
-    hold less than 1e-3 of the entries of every run. The arguments are those of
+    Histograms of different edges are brought to a common grid first (`resample`). The ends that
+    hold less than 1e-3 of the entries of every run are left out. The arguments are those of
     `curves_figure`.
     """
     rows = usable(rows, where, array, panel, line)
-    ends = [_ends_of_mass(**measure(row, array)) for row in rows]
-    low, high = min(low for low, _ in ends), max(high for _, high in ends)
-    grid = [low + (high - low) * index / BINS for index in range(BINS + 1)]
+    grid = _common_grid([measure(row, array) for row in rows])
     middles = [(left + right) / 2 for left, right in pairwise(grid)]
 
     def points(group: Sequence[Row]) -> list[Point]:
@@ -157,9 +156,7 @@ def histogram_figure(
         name=names.slug(array),
         title=title or entry.replace("entry", "entries"),
         caption=_caption(rows, where),
-        panels=_panels(
-            series, (entry, "Density"), linear_scale((low, high)), linear_scale(_ends(series))
-        ),
+        panels=_panels(series, (entry, "Density"), linear_scale(grid), linear_scale(_ends(series))),
     )
 
 
@@ -185,6 +182,18 @@ def resample(
         (above - below) / (right - left)
         for (left, right), (below, above) in zip(pairwise(grid), pairwise(masses), strict=True)
     ]
+
+
+def _common_grid(histograms: Sequence[Histogram]) -> list[float]:
+    """The edges of all histograms if they are the same, or else as fine as the coarsest."""
+    ends = [_ends_of_mass(**each) for each in histograms]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    edges = histograms[0]["edges"]
+    if all(each["edges"] == edges for each in histograms):
+        return [edge for edge in edges if low <= edge <= high]
+    widest = max(right - left for each in histograms for left, right in pairwise(each["edges"]))
+    bins = max(1, min(BINS, int((high - low) / widest)))
+    return [low + (high - low) * index / bins for index in range(bins + 1)]
 
 
 def _ends_of_mass(edges: Sequence[float], density: Sequence[float]) -> tuple[float, float]:

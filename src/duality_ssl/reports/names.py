@@ -114,7 +114,8 @@ def compact(value: float) -> str:
         return f"{mantissa}·{power_of_ten(exponent)}" if mantissa > 1 else power_of_ten(exponent)
     if value >= 1_000_000:
         return f"{value / 1_000_000:g}M"
-    return f"{value / 1000:g}k" if value >= 10_000 else f"{value:,g}"
+    thousands = value >= 10_000 or (value >= 1000 and value % 1000 == 0)
+    return f"{value / 1000:g}k" if thousands else f"{value:,g}"
 
 
 def power_of_ten(exponent: int) -> str:
