@@ -7,7 +7,8 @@ import pytest
 from helpers.synthetic_rows import figure_1, methods_alone
 
 from duality_ssl.reports import table_markdown
-from duality_ssl.reports.tables import oracle_table, pivot_table, score_table
+from duality_ssl.reports.label_free import oracle_table
+from duality_ssl.reports.tables import pivot_table, score_table
 
 ROWS = figure_1()
 

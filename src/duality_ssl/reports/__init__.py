@@ -13,14 +13,14 @@ from duality_ssl.files import write_atomically
 from duality_ssl.reports import page
 from duality_ssl.reports.curves import curves_figure, histogram_figure, spectrum_figure
 from duality_ssl.reports.figures import Figure
+from duality_ssl.reports.label_free import correlation_table, oracle_table
 from duality_ssl.reports.overview import section
-from duality_ssl.reports.panels import scatter_figure, score_figure
+from duality_ssl.reports.panels import score_figure
 from duality_ssl.reports.rows import Row, grouped
+from duality_ssl.reports.scatter import scatter_figure
 from duality_ssl.reports.sources import read
 from duality_ssl.reports.tables import (
     Table,
-    correlation_table,
-    oracle_table,
     pivot_table,
     score_table,
 )

@@ -66,3 +66,6 @@ def _with_interval(r: float, n: int, variance: float) -> Correlation:
         return Correlation(math.copysign(1.0, r), math.copysign(1.0, r), math.copysign(1.0, r), n)
     half = statistics.NormalDist().inv_cdf(0.975) * math.sqrt(variance / (n - 3))
     return Correlation(r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half), n)
+
+
+CORRELATIONS = {"pearson": ("Pearson r", pearson), "spearman": ("Spearman ρ", spearman)}

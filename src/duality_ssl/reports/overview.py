@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from duality_ssl.reports import names
 from duality_ssl.reports.curves import curves_figure, histogram_figure, spectrum_figure
 from duality_ssl.reports.figures import Figure
-from duality_ssl.reports.panels import scatter_figure, score_figure
+from duality_ssl.reports.label_free import correlation_table, oracle_table
+from duality_ssl.reports.panels import score_figure
 from duality_ssl.reports.rows import (
     ACCURACIES,
     LABEL_FREE,
@@ -22,11 +23,10 @@ from duality_ssl.reports.rows import (
     split,
     values,
 )
+from duality_ssl.reports.scatter import scatter_figure
 from duality_ssl.reports.tables import (
     Cell,
     Table,
-    correlation_table,
-    oracle_table,
     pivot_table,
     score_table,
 )
