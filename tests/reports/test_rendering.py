@@ -73,10 +73,13 @@ def measured(html: str, folder: Path, width: int, scheme: str) -> dict[str, Any]
     outer.write_text(f"<!DOCTYPE html><body>{frame}<script>{MEASURE}</script></body>")
     command = [
         *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"),
+        "--disable-dev-shm-usage",
         *(f"--user-data-dir={folder / 'profile'}", "--window-size=1400,1000", "--hide-scrollbars"),
         *(f"--blink-settings=preferredColorScheme={int(scheme == 'light')}", "--dump-dom"),
     ]
-    done = subprocess.run([*command, outer.as_uri()], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*command, outer.as_uri()], capture_output=True, text=True, check=True, timeout=120
+    )
     assert "CONSOLE" not in done.stderr
     text = re.search("<pre>(.*?)</pre>", done.stdout, re.DOTALL)
     assert text is not None
