@@ -145,7 +145,7 @@ def test_what_rows_lack_is_named() -> None:
 def test_a_caption_counts_the_seeds_of_a_point() -> None:
     rows = [*methods_alone(["A", "B"])]
     drawn = figure([*rows[:2], rows[5]], "score", score="linear_top1", x="method")
-    assert drawn.caption.startswith("Points: mean over 2 seeds")
+    assert drawn.caption.startswith("Points: mean over 1 to 2 seeds; bars")
     assert drawn.caption.endswith("3 runs; seeds 0 to 2; data: digits.")
     drawn = figure(rows, "score", score="linear_top1", x="method", where={"seed": 1})
     assert drawn.caption.startswith("Each point is one run. Shown: seed = 1. 2 runs; seed 1; data")

@@ -82,6 +82,23 @@ def test_rows_with_few_scores_make_a_small_report(tmp_path: Path) -> None:
     assert "<figure" not in html
 
 
+def test_rows_without_known_scores_make_a_page(tmp_path: Path) -> None:
+    rows = [{"sweep": "few", "cell": {"method": "A"}, "seed": 0, "options": {}, "scores": {}}]
+    assert "All scores" in report([write(tmp_path / "rows.jsonl", rows)]).read_text()
+
+
+def test_what_few_rows_hold_is_drawn_of_those(tmp_path: Path) -> None:
+    rows = figure_1(methods=["A", "B"], dimensions=[16, 64], seeds=[0, 1])
+    for row in rows:
+        row["scores"]["lidar"] = float("nan")
+        if row["cell"]["d"] == 64:
+            row["arrays"] = {}
+    text = (report([write(tmp_path / "rows.jsonl", rows[1:])]).parent / "report.md").read_text()
+    assert "Shown: embedding dimension d = 16. 11 runs" in text
+    assert "mean over 1 to 2 seeds" in text
+    assert "LiDAR" not in text.replace("RankMe and LiDAR choose", "")
+
+
 def test_runs_that_tune_are_left_out(tmp_path: Path) -> None:
     rows = [*methods_alone()]
     rows += [row | {"phase": "tune", "scores": {"linear_top1": 0.0}} for row in methods_alone()]

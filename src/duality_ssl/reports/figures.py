@@ -115,9 +115,12 @@ class Figure:
             for series in self.legend
         )
         drawn = "\n".join(
-            _svg(panel.draw(width), (width, panel.height), f"{self.title} {panel.title}".strip())
+            _svg(
+                panel.draw(self.panel_width),
+                (self.panel_width, panel.height),
+                f"{self.title} {panel.title}".strip(),
+            )
             for panel in self.panels
-            for width in (self.panel_width,)
         )
         return (
             f'<figure id="{self.name}"><h3>{escape(self.title)}</h3>'
@@ -166,7 +169,7 @@ def _svg(content: str, size: tuple[float, float], label: str, **attributes: str)
 
 
 def _grid(place: Place) -> str:
-    """Lines at the ticks: across for values, upright as well where the rows are labels."""
+    """Lines across at the ticks, and the axis below."""
     across = "".join(
         f"M{marks.number(place.left)} {marks.number(place.y(tick))}H{marks.number(place.right)}"
         for tick, _ in place.y_scale.ticks

@@ -1,7 +1,7 @@
 """What a report shows of a grid: the figures and tables that its rows have the data for."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from duality_ssl.reports.rows import (
     axes,
     distinct,
     grouped,
+    holds,
     is_number,
     measure,
     provenance,
@@ -31,7 +32,11 @@ from duality_ssl.reports.tables import (
     score_table,
 )
 
-HISTOGRAMS = ("gram_histogram", "covariance_histogram")
+SPECTRA = ("spectrum", "spectrum_features")
+HISTOGRAMS = (
+    *("gram_histogram", "covariance_histogram"),
+    *("gram_histogram_features", "covariance_histogram_features"),
+)
 CURVES = ("val/probe_top1", "val/knn_top1")
 
 
@@ -44,13 +49,22 @@ class Section(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Finished rows of one sweep, and which axes are lines, panels and numbers."""
+    """Finished rows of one sweep, and what their axes are in its figures.
+
+    Args:
+        rows: The rows.
+        line: The axis with a line for each of its values.
+        panel: The axis with a panel for each of its values.
+        numbers: The axes of numbers.
+        rest: Those and the further axes: a figure shows one value of each, or has it across.
+        order: Labels of the lines.
+    """
 
     rows: Sequence[Row]
     line: str | None
     panel: str | None
     numbers: Sequence[str]
-    others: Sequence[str]
+    rest: Sequence[str]
     order: Sequence[str]
 
 
@@ -61,7 +75,7 @@ def grid_of(rows: Sequence[Row]) -> Grid:
     labels = [name for name in varied if name not in numbers]
     labels.sort(key="method".__ne__)
     line, panel = [*labels, None, None][:2]
-    return Grid(rows, line, panel, numbers, labels[2:], list(split(rows, line)))
+    return Grid(rows, line, panel, numbers, numbers + labels[2:], list(split(rows, line)))
 
 
 def section(sweep: str, rows: Sequence[Row]) -> Section:
@@ -85,38 +99,42 @@ def section(sweep: str, rows: Sequence[Row]) -> Section:
 
 def score_blocks(grid: Grid) -> list[Figure | Table]:
     """Return the accuracies against each axis of numbers, or of each line if there is none."""
-    rows, blocks = grid.rows, list[Figure | Table]()
-    for score in present(rows, ACCURACIES)[:2]:
+    blocks = list[Figure | Table]()
+    for score in present(grid.rows, ACCURACIES)[:2]:
+        rows = [row for row in grid.rows if holds(row, score)]
         for x in grid.numbers:
-            fixed = most_common(rows, [name for name in (*grid.numbers, *grid.others) if name != x])
             blocks += [
                 score_figure(
-                    rows, score, x, panel=grid.panel, line=grid.line, where=fixed, order=grid.order
+                    rows,
+                    score,
+                    x,
+                    panel=grid.panel,
+                    line=grid.line,
+                    where=most_common(rows, [name for name in grid.rest if name != x]),
+                    order=grid.order,
                 ),
                 pivot_table(rows, score, x),
             ]
         if not grid.numbers and grid.line is not None:
-            fixed = most_common(rows, grid.others)
+            fixed = most_common(rows, grid.rest)
             blocks.append(score_figure(rows, score, grid.line, line=grid.panel, where=fixed))
     return blocks
 
 
 def array_figures(grid: Grid) -> list[Figure | Table]:
     """Return training curves, spectra and histograms: of one value of each further axis."""
-    options: dict[str, Any] = {
-        "panel": grid.panel,
-        "line": grid.line,
-        "order": grid.order,
-        "where": most_common(grid.rows, (*grid.numbers, *grid.others)),
-    }
-    drawn = {
+    look: dict[str, Any] = {"panel": grid.panel, "line": grid.line, "order": grid.order}
+    drawn: dict[Callable[..., Figure], list[str]] = {
         curves_figure: present(grid.rows, CURVES)[:1],
-        spectrum_figure: present(grid.rows, ("spectrum", "spectrum_features")),
-        histogram_figure: present(
-            grid.rows, (*HISTOGRAMS, *(f"{name}_features" for name in HISTOGRAMS))
-        ),
+        spectrum_figure: present(grid.rows, SPECTRA),
+        histogram_figure: present(grid.rows, HISTOGRAMS),
     }
-    return [draw(grid.rows, name, **options) for draw, found in drawn.items() for name in found]
+    figures = list[Figure | Table]()
+    for draw, found in drawn.items():
+        for name in found:
+            rows = [row for row in grid.rows if holds(row, name)]
+            figures.append(draw(rows, name, where=most_common(rows, grid.rest), **look))
+    return figures
 
 
 def correlation_blocks(grid: Grid) -> list[Figure | Table]:
@@ -171,7 +189,7 @@ def failed_table(rows: Sequence[Row]) -> Table:
 
 def present(rows: Sequence[Row], wanted: Sequence[str]) -> list[str]:
     """Return the names that some row has."""
-    return [name for name in wanted if any(measure(row, name) is not None for row in rows)]
+    return [name for name in wanted if any(holds(row, name) for row in rows)]
 
 
 def most_common(rows: Sequence[Row], names_: Sequence[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Figures of scores: against an axis of the grid, and against another score."""
+"""Figures of a score against an axis of the grid."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,6 +9,7 @@ from duality_ssl.reports.rows import (
     Row,
     Spread,
     Where,
+    count_of_seeds,
     is_number,
     provenance,
     select,
@@ -54,12 +55,12 @@ def score_figure(
     rows = usable(rows, where, score, x, panel, line)
     steps = values(rows, x)
     numeric = all(map(is_number, steps))
-    seeds = [0]
+    seeds: set[int] = set()
     places = dict(zip(steps, steps if numeric else range(len(steps))[::-1], strict=True))
 
     def points(group: Sequence[Row]) -> list[Point]:
         found = {value: spread_over_seeds(select(group, {x: value}), score) for value in steps}
-        seeds.extend(some.n for some in found.values() if some is not None)
+        seeds.update(some.n for some in found.values() if some is not None)
         return [
             _point(
                 places[value], some.mean, some.std, f"{names.label(value)}: {_mean(score, some)}"
@@ -73,7 +74,7 @@ def score_figure(
         panels = _against_numbers(series, score, x, reference or {})
     else:
         panels = _against_labels(series, score, [names.label(value) for value in steps])
-    what = f"Points: mean over {max(seeds)} seeds; bars: one standard deviation."
+    what = f"Points: mean over {count_of_seeds(seeds)} seeds; bars: one standard deviation."
     return Figure(
         name=names.slug(f"{score} by {x}"),
         title=title or f"{names.capitalized(names.subject(score))} by {names.heading(x)}",

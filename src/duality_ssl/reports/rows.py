@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from duality_ssl.reports.names import is_accuracy, label
@@ -30,6 +30,12 @@ def measure(row: Row, name: str) -> Any:
     return row.get(group, {}).get(key) if group == "parameters" and key else row.get(name)
 
 
+def holds(row: Row, name: str) -> bool:
+    """Say whether a row holds a name; a number that is not finite counts as missing."""
+    value = measure(row, name)
+    return value is not None and (not isinstance(value, float) or math.isfinite(value))
+
+
 def usable(rows: Iterable[Row], where: Where, *names: str | None) -> list[Row]:
     """Return the rows of finished runs that hold all names, and the values of ``where``.
 
@@ -41,7 +47,7 @@ def usable(rows: Iterable[Row], where: Where, *names: str | None) -> list[Row]:
     found = [
         row
         for row in select(rows, where or {})
-        if "error" not in row and all(measure(row, name) is not None for name in needed)
+        if "error" not in row and all(holds(row, name) for name in needed)
     ]
     if not found:
         fixed = "".join(f", {name} = {value}" for name, value in (where or {}).items())
@@ -129,6 +135,12 @@ def one_a_seed(rows: Sequence[Row], score: str) -> Sequence[Row]:
             "make that an axis of the figure, or fix it with `where`."
         )
     return rows
+
+
+def count_of_seeds(counts: Collection[int]) -> str:
+    """Return how many seeds means are over: ``3``, or ``2 to 3`` where some runs are missing."""
+    low, high = min(counts), max(counts)
+    return str(high) if low == high else f"{low} to {high}"
 
 
 def provenance(rows: Iterable[Row]) -> str:

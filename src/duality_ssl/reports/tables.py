@@ -14,7 +14,9 @@ from duality_ssl.reports.rows import (
     Spread,
     Where,
     axes,
+    count_of_seeds,
     grouped,
+    holds,
     measure,
     provenance,
     spread_over_seeds,
@@ -137,7 +139,8 @@ def near_best(spreads: Iterable[Spread | None]) -> list[bool]:
 
 def known_scores(rows: Sequence[Row]) -> list[str]:
     """Return the accuracies and label-free scores that rows have: the best-known first."""
-    found = dict.fromkeys(name for row in rows for name in row.get("scores", {}))
+    scores = ((row, name) for row in rows for name in row.get("scores", {}))
+    found = dict.fromkeys(name for row, name in scores if holds(row, name))
     accuracies = [name for name in found if names.is_accuracy(name)]
     ordered = dict.fromkeys((*ACCURACIES, *accuracies, *LABEL_FREE))
     return [name for name in ordered if name in found]
@@ -159,7 +162,6 @@ def _table(
         for score, column in zip(scores, zip(*spreads, strict=True), strict=True)
     ]
     counts = {one.n for line in spreads for one in line if one is not None}
-    seeds = f"over {max(counts)} seeds" if counts != {1} else ""
     body = [
         [
             *(Cell("" if value is None else names.label(value)) for value in key),
@@ -171,10 +173,11 @@ def _table(
         for line, key in enumerate(cells)
     ]
     head = [names.capitalized(names.heading(key)) for key in keys]
-    what = (
-        f"Mean ± standard deviation {seeds}, accuracies in %; bold: within one standard deviation "
-        "of the best of the column."
-        if seeds
-        else "Accuracies in %, one run a cell; bold: the best of the column."
-    )
+    if counts - {1}:
+        what = (
+            f"Mean ± standard deviation over {count_of_seeds(counts)} seeds, accuracies in %; "
+            "bold: within one standard deviation of the best of the column."
+        )
+    else:
+        what = "Accuracies in %, one run a cell; bold: the best of the column."
     return Table(name, title, f"{what}{caption}", [*head, *columns], body, len(keys))
