@@ -25,6 +25,7 @@ ALLOWED = {  # besides `_internals`
     "networks": {"distributed", "files", "registry"},
     "data": {"distributed", "randomness", "registry"},
     "evaluation": {"data", "functional"},
+    "reports": {"files", "sweeps"},
     "runs": {"distributed", "files", "networks"},
     "callbacks": {
         *("batches", "criteria", "data", "distributed", "evaluation", "files", "functional"),

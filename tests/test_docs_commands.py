@@ -30,6 +30,7 @@ import pytest
 import torch
 import yaml
 from helpers.pages import BLOCKS, PAGES, ROOT, Block, commands, prose
+from helpers.synthetic_rows import methods_alone
 from PIL import Image
 from torchvision.models import resnet18
 
@@ -151,6 +152,8 @@ def run(words: Sequence[str]) -> None:
     """Run a command of duality-ssl and check that it writes its files."""
     if words[0] == "sweep":
         return main([*words, "--dry-run"])
+    if words[0] == "report":  # alone it is a name in the prose
+        return try_report(words) if words[1:] else exits_well([*words, "--help"])
     if PARSED_ONLY & set(words):
         return exits_well(words)
     if out_of_reach(words):
@@ -163,6 +166,18 @@ def run(words: Sequence[str]) -> None:
         words[0] == "validate"
     )
     return None
+
+
+def try_report(words: Sequence[str]) -> None:
+    """Write the page from synthetic rows, in the place of those that the command names."""
+    flag = words.index("--out") if "--out" in words else len(words)
+    paths = [Path(word) for word in words[1:flag]]
+    for path in paths:
+        file = path if path.suffix else path / "rows.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in methods_alone()))
+    main(words)
+    assert (Path(*words[flag + 1 :]) if flag < len(words) else paths[0].parent / "report").is_dir()
 
 
 def exits_well(words: Sequence[str]) -> None:
