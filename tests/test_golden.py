@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from sklearn.linear_model import LogisticRegression
 
 from duality_ssl.cli import main
 from duality_ssl.data import ViewChanges, available_sources, create_source
 from duality_ssl.data.augment.color import GRAY_WEIGHTS
-from duality_ssl.evaluation import linear_top1
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -137,6 +134,7 @@ RESOLVED: dict[str, dict[str, Any]] = {
         "knn.bank_size": 16_384,
         "rankme.max_samples": 25_600,  # Garrido et al., RankMe
         "evaluation": {
+            **{"protocols": ["linear", "knn", "few_label", "ranks"], "sets": [], "cache": True},
             **{"k": 5, "temperature": 0.07, "max_linear_samples": 50_000},
             **{"labels_per_class": 5, "few_label_draws": 20},
         },
@@ -265,16 +263,3 @@ def test_every_shipped_source_is_in_the_table() -> None:
 
 def test_grey_is_the_luma_of_itu_r_601() -> None:
     assert GRAY_WEIGHTS == (0.2989, 0.587, 0.114)  # as torchvision rounds them
-
-
-def test_regression_has_the_documented_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[dict[str, Any]] = []
-
-    def record(**arguments: Any) -> LogisticRegression:
-        made.append(arguments)
-        return LogisticRegression(**arguments)
-
-    monkeypatch.setattr("sklearn.linear_model.LogisticRegression", record)
-    features, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
-    linear_top1(features, labels, features, labels)
-    assert made == [{"C": 1.0, "max_iter": 1000}]

@@ -20,6 +20,7 @@ from duality_ssl.evaluation import (
     knn_votes,
     linear_top1,
 )
+from duality_ssl.evaluation.logistic import LogisticRegression, fit
 from duality_ssl.functional import rankme
 
 Sets = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -36,15 +37,6 @@ def digits() -> Sets:
         torch.tensor(val, dtype=torch.float32),
         torch.tensor(y_val),
     )
-
-
-@pytest.fixture
-def small() -> Sets:
-    generator = torch.Generator().manual_seed(0)
-    centres = 2 * torch.randn(3, 5, generator=generator)
-    y, y_val = torch.arange(60) % 3, torch.arange(30) % 3
-    train = centres[y] + torch.randn(60, 5, generator=generator)
-    return train, y, centres[y_val] + torch.randn(30, 5, generator=generator), y_val
 
 
 def reference_votes(
@@ -135,17 +127,22 @@ def test_few_labels_are_seeded_draws_of_so_many_a_class(
 ) -> None:
     seen = []
 
-    def spy(train: np.ndarray, labels: np.ndarray, *_: np.ndarray) -> float:
-        seen.append((train, labels))
-        return float(len(seen))
+    def spy(features: Tensor, labels: Tensor) -> LogisticRegression:
+        seen.append((features, labels))
+        return fit(features, labels)
 
-    monkeypatch.setattr("duality_ssl.evaluation.few_label.fit_and_score", spy)
-    mean, spread = few_label_top1(*small, per_class=4, draws=3)
-    assert (mean, spread) == (2, 1)
-    assert all(np.bincount(labels).tolist() == [4, 4, 4] for _, labels in seen)
-    assert not np.array_equal(seen[0][0], seen[1][0])
+    monkeypatch.setattr("duality_ssl.evaluation.few_label.fit", spy)
     few_label_top1(*small, per_class=4, draws=3)
-    assert np.array_equal(seen[0][0], seen[3][0])
+    assert all(labels.bincount().tolist() == [4, 4, 4] for _, labels in seen)
+    assert not torch.equal(seen[0][0], seen[1][0])
+    few_label_top1(*small, per_class=4, draws=3)
+    assert torch.equal(seen[0][0], seen[3][0])
+
+
+def test_few_labels_are_the_mean_and_sample_deviation_of_their_draws(small: Sets) -> None:
+    scores = [few_label_top1(*small, draws=1, seed=seed)[0] for seed in range(4)]
+    expected = float(np.mean(scores)), float(np.std(scores, ddof=1))
+    assert few_label_top1(*small, draws=4) == pytest.approx(expected, rel=1e-12)
 
 
 def test_few_labels_of_many_classes_take_fewer_draws_and_say_so(
@@ -186,12 +183,12 @@ def test_knn_of_evaluate_votes_on_the_device_named(
 ) -> None:
     seen = []
 
-    def spy(bank: Tensor, labels: Tensor, queries: Tensor, *_: int, **__: float) -> Tensor:
+    def spy(bank: Tensor, labels: Tensor, queries: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
         seen.append((bank.device.type, queries.device.type))
-        return torch.zeros(30, 3)
+        return torch.zeros(30, k), torch.zeros(30, k, dtype=torch.long)
 
-    monkeypatch.setattr("duality_ssl.evaluation.knn.knn_votes", spy)
-    evaluate(*small, device="meta")
+    monkeypatch.setattr("duality_ssl.evaluation.knn.nearest_neighbors", spy)
+    evaluate(*small, settings=Settings(protocols=("knn",)), device="meta")
     assert seen == [("cpu", "meta")]  # a large bank stays where it is, and comes in pieces
 
 
@@ -218,7 +215,9 @@ def test_unlabelled_samples_do_not_count(small: Sets, protocol) -> None:  # noqa
 def test_without_labels_only_the_ranks_are_there(small: Sets, which: int) -> None:
     sets = list(small)
     sets[which] = torch.full_like(sets[which], -1)
-    with pytest.warns(UserWarning, match=r"no labels: only RankMe .*--data.probe_source"):
+    with pytest.warns(
+        UserWarning, match=r"no labels: only label-free measures .*--data.probe_source"
+    ):
         results = evaluate(*sets, val_embeddings=small[2][:, :2])
     assert set(results) == {"rankme", "rankme_features"}
     assert results["rankme"] == rankme(small[2][:, :2]).item()
@@ -230,7 +229,7 @@ def test_with_one_class_only_the_ranks_are_there(small: Sets, unlabelled: bool) 
     train, y, val, y_val = small
     y = torch.where(y == 2, 2, -1) if unlabelled else torch.full_like(y, 2)
     with pytest.warns(
-        UserWarning, match=r"are of one class, 2: only RankMe .*--data.probe_"
+        UserWarning, match=r"are of one class, 2: only label-free .*--data.probe_"
     ) as said:
         results = evaluate(train, y, val, y_val)
     assert len(said) == 1
@@ -246,7 +245,7 @@ def test_one_class_in_validation_is_enough(small: Sets) -> None:
 def test_one_class_leaves_the_ranks_in_the_file(tmp_path: Path) -> None:
     run, data = trainer(tmp_path, OfflineEvaluation()), StubData()
     data.train.tensors[1].fill_(0)
-    with pytest.warns(UserWarning, match="only RankMe"):
+    with pytest.warns(UserWarning, match="only label-free measures"):
         run.test(StubModule(), data, verbose=False)
     record = json.loads((tmp_path / "evaluation.json").read_text())
     assert record["num_train"] == 128

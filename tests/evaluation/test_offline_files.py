@@ -77,7 +77,7 @@ def test_files_of_another_checkpoint_have_its_name(tmp_path: Path, checkpoint: P
 
 def test_unlabelled_data_has_ranks_only(tmp_path: Path) -> None:
     run = trainer(tmp_path, OfflineEvaluation())
-    with pytest.warns(UserWarning, match="only RankMe"):
+    with pytest.warns(UserWarning, match="only label-free measures"):
         run.test(StubModule(), StubData(labels=None), verbose=False)
     written = json.loads((tmp_path / "evaluation.json").read_text())
     assert set(written) >= RANKS

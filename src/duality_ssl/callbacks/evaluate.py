@@ -9,8 +9,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from duality_ssl.callbacks.outputs import OutputStore, output_path
-from duality_ssl.data import SSLDataModule
+from duality_ssl.callbacks.frozen import FeatureCache, Features, FeatureStores, compute_features
+from duality_ssl.callbacks.outputs import output_path
+from duality_ssl.data import SSLDataModule, TransferSet
 from duality_ssl.evaluation import OF_NETWORK, QUICK, Settings, check_protocols, evaluate
 from duality_ssl.files import write_atomically
 
@@ -32,18 +33,61 @@ class OfflineEvaluation(Callback):
     warning otherwise.
 
     Args:
+        sets: Further data sets to evaluate the same network on, with the same protocols: the entry
+            ``sets`` of the results, logged as ``test/SET/NAME``. All processes share the work on
+            the features.
+        cache: Keep the features beside the checkpoint, in ``features-cache/``: the next test of
+            the same checkpoint and images takes them from there, and shows the network no more
+            than the first batch of each loader.
         **settings: Fields of :class:`duality_ssl.evaluation.Settings`.
 
     Raises:
-        ValueError: If the data does not have the two test loaders, features are not finite, or
-            there is no such protocol.
+        ValueError: If the data does not have the two test loaders, features are not finite, there
+            is no such protocol, or two data sets have one name.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(
+        self, sets: tuple[TransferSet, ...] = (), cache: bool = True, **settings: Any
+    ) -> None:
+        self.sets = {each.title: each for each in sets}
+        self.cache = cache
         self.settings = Settings(**settings)
         check_protocols(self.settings)
-        self._train: OutputStore
-        self._val: OutputStore
+        if len(self.sets) < len(sets):
+            titles = ", ".join(each.title for each in sets)
+            raise ValueError(
+                f"Expected different names in `evaluation.sets`, but got {titles}: set `name`."
+            )
+        self._stores: FeatureStores
+        self._cache: FeatureCache | None = None
+        self._cached: Features | None = None
+        self._transfer: dict[str, SSLDataModule] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Read the further data sets, and the features of an earlier test if they are kept."""
+        if stage != "test":
+            return
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, SSLDataModule):
+            self._transfer = {name: each.images(data) for name, each in self.sets.items()}
+            # of a part of the images nothing is kept
+            if self.cache and trainer.ckpt_path and trainer.limit_test_batches == 1.0:
+                self._cache = FeatureCache(trainer)
+                self._cached = self._cache.read("test", data)
+        elif self.sets:
+            raise ValueError(
+                "Expected an SSLDataModule with `evaluation.sets`, whose images are prepared as "
+                f"its own, but got {type(data).__name__}."
+            )
+        if self._cached is not None:
+            trainer.limit_test_batches = 1  # a loop without batches would call no hooks
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the trainer as it was."""
+        if self._cached is not None:
+            trainer.limit_test_batches = 1.0
+        self._cache = self._cached = None
+        self._transfer = {}
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with empty stores; require a training and a validation loader."""
@@ -53,8 +97,7 @@ class OfflineEvaluation(Callback):
                 "Expected two test loaders, the training set and the validation set, but got "
                 f"{loaders}. Return both from `test_dataloader`."
             )
-        self._train = OutputStore(("features", "labels"), device="cpu")
-        self._val = OutputStore(("features", "labels"), optional=("embeddings",), device="cpu")
+        self._stores = FeatureStores()
 
     def on_test_batch_end(
         self,
@@ -66,59 +109,87 @@ class OfflineEvaluation(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the features of the set that this loader reads."""
-        (self._train, self._val)[dataloader_idx].add(outputs, "test_step")
+        self._stores.add(outputs, dataloader_idx)
 
-    @torch.inference_mode(False)  # some protocols train on the features
+    @torch.inference_mode(False)  # protocols train on the features
     @torch.no_grad()
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        train = self._train.gather(pl_module.device)
-        val = self._val.gather(pl_module.device)
+        features = self._cached
+        if features is None:
+            features = self._stores.gather(pl_module.device)
+            if self._cache is not None:
+                self._cache.write("test", features)
+        others = {
+            name: self._features_of(name, trainer, pl_module, data)
+            for name, data in self._transfer.items()
+        }
         path = output_path(trainer, "evaluation.json")
         if not trainer.is_global_zero:
             return
-        data = self._images(trainer)
-        with trainer.precision_plugin.forward_context():
-            results = evaluate(
-                train["features"],
-                train["labels"],
-                val["features"],
-                val["labels"],
-                val_embeddings=val.get("embeddings"),
-                class_names=getattr(data, "class_names", None),
-                settings=self.settings,
-                device=pl_module.device,
-                network=pl_module,
-                data=data,
-            )
-        for name, value in results.items():
-            if isinstance(value, float):
-                # nothing is synchronized, since the others have returned; this silences the advice
-                pl_module.log(f"test/{name}", value, rank_zero_only=True, sync_dist=True)
+        results = self._evaluate(trainer, pl_module, getattr(trainer, "datamodule", None), features)
+        _log(pl_module, "test", results)
+        sets = {}
+        for name, data in self._transfer.items():
+            sets[name] = self._evaluate(trainer, pl_module, data, others[name])
+            _log(pl_module, f"test/{name}", sets[name])
+            rank_zero_info(f"{name}: {_summary(sets[name])}.")
         record = {
             **results,
+            **({"sets": sets} if sets else {}),
             "method": type(pl_module).__name__,
             "checkpoint": Path(trainer.ckpt_path).name if trainer.ckpt_path else None,
-            "num_train": len(train["labels"]),
-            "num_val": len(val["labels"]),
-            "num_features": train["features"].shape[1],
+            "num_features": features["train_features"].shape[1],
             "settings": asdict(self.settings),
         }
         # a line an entry: one a number would be a million lines for 1000 classes
         lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in record.items())
         content = "{\n" + ",\n".join(lines) + "\n}\n"
         write_atomically(path, lambda file: file.write(content.encode()))
-        figures = (f"{name} {results[name]:.4g}" for name in _PRINTED if name in results)
-        rank_zero_info(f"{', '.join(figures)}. Wrote {path}.")
+        rank_zero_info(f"{_summary(results)}. Wrote {path}.")
 
-    def _images(self, trainer: Trainer) -> SSLDataModule | None:
-        """The images for the protocols of the network; None, with a warning, if there are none."""
-        data = getattr(trainer, "datamodule", None)
-        if isinstance(data, SSLDataModule) and trainer.world_size == 1:
-            return data
+    def _features_of(
+        self, name: str, trainer: Trainer, module: LightningModule, data: SSLDataModule
+    ) -> Features:
+        """Read or compute the features of a further data set, on all processes."""
+        features = self._cache.read(name, data) if self._cache is not None else None
+        if features is None:
+            features = compute_features(trainer, module, data)
+            if self._cache is not None:
+                self._cache.write(name, features)
+        return features
+
+    def _evaluate(
+        self, trainer: Trainer, module: LightningModule, data: Any, features: Features
+    ) -> dict[str, Any]:
+        """Run the protocols on one data set, and count its samples."""
+        images = isinstance(data, SSLDataModule) and trainer.world_size == 1
         asked_for = [name for name in self.settings.protocols if name not in QUICK]
-        if named := [name for name in asked_for if name in OF_NETWORK]:
+        named = [name for name in asked_for if name in OF_NETWORK]
+        if named and not images:
             rank_zero_warn(
                 f"The protocols {', '.join(named)} are left out: they need an SSLDataModule and "
                 "one process (--trainer.devices 1)."
             )
-        return None
+        return {
+            **evaluate(
+                **features,
+                class_names=getattr(data, "class_names", None),
+                settings=self.settings,
+                device=module.device,
+                network=module,
+                data=data if images else None,
+            ),
+            "num_train": len(features["train_labels"]),
+            "num_val": len(features["val_labels"]),
+        }
+
+
+def _log(module: LightningModule, prefix: str, results: dict[str, Any]) -> None:
+    for name, value in results.items():
+        if isinstance(value, float):
+            # nothing is synchronized, since the others have returned; this silences the advice
+            module.log(f"{prefix}/{name}", value, rank_zero_only=True, sync_dist=True)
+
+
+def _summary(results: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {results[name]:.4g}" for name in _PRINTED if name in results)

@@ -15,6 +15,7 @@ from duality_ssl.data.sources import (
     create_source,
     register_source,
 )
+from duality_ssl.data.transfer import TransferSet
 
 __all__ = [
     "ArrayImages",
@@ -23,6 +24,7 @@ __all__ = [
     "FileImages",
     "ImageSource",
     "SSLDataModule",
+    "TransferSet",
     "View",
     "ViewChanges",
     "available_sources",

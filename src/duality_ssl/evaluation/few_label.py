@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from duality_ssl.evaluation.linear import fit_scaler, standardize
+from duality_ssl.evaluation.linear import Standardizer
 from duality_ssl.evaluation.logistic import fit
 from duality_ssl.evaluation.sets import Device, LabelledSets, draw_rows, labelled_sets
 from duality_ssl.evaluation.settings import DEFAULTS, Settings
@@ -33,7 +33,7 @@ def few_label(sets: LabelledSets, settings: Settings, device: Device = None) -> 
 
 def low_shot(sets: LabelledSets, settings: Settings, device: Device = None) -> dict[str, Any]:
     """Accuracy at each of `LOW_SHOT`: ``labels1_top1``, ``labels1_std`` and so on."""
-    results = {}
+    results: dict[str, Any] = {}
     for name, labels in LOW_SHOT.items():
         mean, std = few_label_top1(
             *sets, per_class=labels, draws=settings.few_label_draws, device=device
@@ -91,12 +91,12 @@ def few_label_top1(
             "classes.",
             stacklevel=2,
         )
-    scaler = fit_scaler(sets.train)
-    val, expected = standardize(sets.val, scaler, device), sets.val_labels.to(device)
+    standardize = Standardizer(sets.train, device)
+    val, expected = standardize(sets.val), sets.val_labels.to(device)
     scores = []
     for draw in range(min(draws, most)):
         rows = draw_rows(sets.train_labels, per_class, seed + draw)
-        x, y = standardize(sets.train[rows], scaler, device), sets.train_labels[rows].to(device)
+        x, y = standardize(sets.train[rows]), sets.train_labels[rows].to(device)
         right = fit(x, y).predict(val) == expected.to(val.device)
         scores.append(right.double().mean().item())
     return float(np.mean(scores)), float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0

@@ -17,9 +17,7 @@ _ROWS = 2**16  # of the bank, processed at a time
 def knn(sets: LabelledSets, settings: Settings, device: Device = None) -> dict[str, Any]:
     """Accuracy of the k-NN: ``knn_top1`` of the first k, ``knn{k}_top1`` of each further one."""
     first, *others = settings.ks
-    accuracies = knn_accuracies(
-        sets, settings.ks, temperature=settings.temperature, device=device
-    )
+    accuracies = knn_accuracies(sets, settings.ks, temperature=settings.temperature, device=device)
     return {"knn_top1": accuracies[first]} | {f"knn{k}_top1": accuracies[k] for k in others}
 
 

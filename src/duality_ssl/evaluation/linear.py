@@ -36,12 +36,12 @@ def linear(sets: LabelledSets, settings: Settings, device: Device = None) -> dic
     """
     rows = _at_most(settings.max_linear_samples, len(sets.train)).to(sets.train.device)
     train, labels = sets.train[rows], sets.train_labels[rows]
-    scaler = fit_scaler(train)
-    x, y = standardize(train, scaler, device), labels.to(device)
+    standardize = Standardizer(train, device)
+    x, y = standardize(train), labels.to(device)
     c = choose_c(x, y)
-    predicted = fit(x, y, c).predict(standardize(sets.val, scaler, device)).cpu()
+    predicted = fit(x, y, c).predict(standardize(sets.val)).cpu()
     counts = confusion_matrix(sets.val_labels.cpu(), predicted)
-    right, total = counts.diagonal(), counts.sum(1)
+    right, total = counts.diagonal().double(), counts.sum(1)
     return {
         "linear_top1": (right.sum() / total.sum()).item(),
         "linear_c": c,
@@ -95,20 +95,36 @@ def confusion_matrix(labels: Tensor, predicted: Tensor) -> Tensor:
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
 
-def fit_scaler(features: Tensor) -> Any:
-    """Fit scikit-learn's ``StandardScaler``, whose statistics are float64."""
-    from sklearn.preprocessing import StandardScaler  # slow to import
+class Standardizer:
+    """Shifts and scales features to mean 0 and variance 1 over a training set, and rotates them.
 
-    scaler = StandardScaler()
-    for rows in features.split(ROWS):  # all at once would take three copies in float64
-        scaler.partial_fit(_to_numpy(rows))
-    return scaler
+    A constant feature becomes 0. The axes are the principal ones of the training set: regressions
+    with an L2 penalty are the same in any axes, and are fitted in far fewer steps in these.
 
+    Args:
+        features: Features of the training set, of shape ``(N, F)``.
+        device: Device of the standardized features; by default their own.
+    """
 
-def standardize(features: Tensor, scaler: Any, device: Device = None) -> Tensor:
-    """Standardize features by a fitted scaler, in float32, on a device, by default their own."""
-    scaled = torch.from_numpy(scaler.transform(_to_numpy(features)))
-    return scaled.to(features.device if device is None else device)
+    def __init__(self, features: Tensor, device: Device = None) -> None:
+        from sklearn.preprocessing import StandardScaler  # slow to import
+
+        self.device = device
+        self._scaler = StandardScaler()  # its statistics are float64
+        for rows in features.split(ROWS):  # all at once would take three copies in float64
+            self._scaler.partial_fit(_to_numpy(rows))
+        scaled = (self._scale(rows) for rows in features.split(ROWS))
+        covariance = sum((x.T @ x for x in scaled), torch.zeros(()))
+        axes = torch.linalg.eigh(covariance.cpu().double()).eigenvectors
+        self._axes = axes.to(covariance)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Standardize features ``(N, F)``, in float32."""
+        return self._scale(features) @ self._axes
+
+    def _scale(self, features: Tensor) -> Tensor:
+        scaled = torch.from_numpy(self._scaler.transform(_to_numpy(features)))
+        return scaled.to(features.device if self.device is None else self.device)
 
 
 def _to_numpy(features: Tensor) -> np.ndarray:
