@@ -179,6 +179,26 @@ def test_sets_of_two_processes_are_those_of_one(
     assert one["sets"]["again"] == {key: one[key] for key in one["sets"]["again"]}
 
 
+def forwards(checkpoint: Path) -> int:
+    """Evaluate; return the number of batches that the network of this process has seen."""
+    module, data = StubModule(), digits()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = trainer(checkpoint.parent, OfflineEvaluation(**QUICK), **trainer_options())
+        run.test(module, data, ckpt_path=checkpoint, verbose=False)
+    return module.forwards
+
+
+def test_two_processes_take_what_the_first_has_kept(
+    checkpoint: Path, gloo_processes: Callable[[int], Processes]
+) -> None:
+    records = []
+    for seen in (4, 0):  # batches of 50 and 180 images
+        assert gloo_processes(2).run(forwards, checkpoint) == [seen, seen]
+        records.append(record(checkpoint.parent))
+    assert records[0] == records[1]
+
+
 def test_features_of_a_set_are_kept(checkpoint: Path) -> None:
     sets = (TransferSet("digits", name="again"),)
     first, second = (run_test(checkpoint, sets=sets) for _ in range(2))

@@ -1,6 +1,7 @@
 """Offline evaluation at the end of ``trainer.test``: frozen features, ``evaluation.json``."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class OfflineEvaluation(Callback):
     """
 
     def __init__(
-        self, sets: tuple[TransferSet, ...] = (), cache: bool = True, **settings: Any
+        self, sets: Sequence[TransferSet] = (), cache: bool = True, **settings: Any
     ) -> None:
         self.sets = {each.title: each for each in sets}
         self.cache = cache
