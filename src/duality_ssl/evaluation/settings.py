@@ -39,11 +39,11 @@ class Settings:
     few_label_draws: int = 20
     batch_size: int = 256
     sgd_epochs: int = 100
-    sgd_learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    sgd_learning_rates: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0)
     finetune_epochs: int = 30
     finetune_optimizer: Literal["sgd", "adamw"] = "sgd"
     finetune_lr: float = 0.05
-    finetune_fractions: tuple[float, ...] = (1.0,)
+    finetune_fractions: Sequence[float] = (1.0,)
 
     def __post_init__(self) -> None:
         """Refuse a number that no protocol can take, before features are computed."""
