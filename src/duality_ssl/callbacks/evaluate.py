@@ -1,6 +1,7 @@
 """Offline evaluation at the end of ``trainer.test``: frozen features, ``evaluation.json``."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -36,8 +37,7 @@ class OfflineEvaluation(Callback):
             ``sets`` of the results, logged as ``test/SET/NAME``. All processes share the work on
             the features.
         cache: Keep the features beside the checkpoint, in ``features-cache/``: the next test of
-            the same checkpoint and images takes them from there, and shows the network no more
-            than the first batch of each loader.
+            the same checkpoint and images takes them from there, without a forward pass.
         **settings: Fields of :class:`duality_ssl.evaluation.Settings`.
 
     Raises:
@@ -46,7 +46,7 @@ class OfflineEvaluation(Callback):
     """
 
     def __init__(
-        self, sets: tuple[TransferSet, ...] = (), cache: bool = True, **settings: Any
+        self, sets: Sequence[TransferSet] = (), cache: bool = True, **settings: Any
     ) -> None:
         self.sets = {each.title: each for each in sets}
         self.cache = cache
@@ -63,30 +63,30 @@ class OfflineEvaluation(Callback):
         self._transfer: dict[str, SSLDataModule] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Read the further data sets, and the features of an earlier test if they are kept."""
-        if stage != "test":
-            return
+        """Read the further data sets, so that missing files are found at once."""
         data = getattr(trainer, "datamodule", None)
-        if isinstance(data, SSLDataModule):
-            self._transfer = {name: each.images(data) for name, each in self.sets.items()}
-            # of a part of the images nothing is kept
-            if self.cache and trainer.ckpt_path and trainer.limit_test_batches == 1.0:
-                self._cache = FeatureCache(trainer)
-                self._cached = self._cache.read("test", data)
-        elif self.sets:
+        if stage != "test" or not self.sets:
+            return
+        if not isinstance(data, SSLDataModule):
             raise ValueError(
                 "Expected an SSLDataModule with `evaluation.sets`, whose images are prepared as "
                 f"its own, but got {type(data).__name__}."
             )
-        if self._cached is not None:
-            trainer.limit_test_batches = 1  # a loop without batches would call no hooks
+        self._transfer = {name: each.images(data) for name, each in self.sets.items()}
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the trainer as it was."""
-        if self._cached is not None:
-            trainer.limit_test_batches = 1.0
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the features of an earlier test if they are kept; then no batch is loaded."""
+        data: Any = getattr(trainer, "datamodule", None)
+        loaders: Any = trainer.test_dataloaders
         self._cache = self._cached = None
-        self._transfer = {}
+        if not (self.cache and trainer.ckpt_path and isinstance(data, SSLDataModule)):
+            return
+        if [len(loader) for loader in loaders] != trainer.num_test_batches:
+            return  # a part of the images
+        self._cache = FeatureCache(trainer)
+        self._cached = self._cache.read("test", data)
+        for loader in loaders if self._cached is not None else ():
+            loader.load_state_dict({**loader.state_dict(), "batches": len(loader)})
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with empty stores; require a training and a validation loader."""
