@@ -4,12 +4,14 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from helpers import sweep_command
 from helpers.sweep_command import InlinePool, calls, command
 
 import duality_ssl
@@ -109,6 +111,15 @@ def test_finished_runs_are_left_out_until_something_changes() -> None:
     assert calls()[8][-2:] == ["--ckpt_path", "last"]
     run(write(options={"model.base_lr": 1}))
     assert len(calls()) == 12 + 8
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_new_option_at_its_default_changes_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    run(write())
+    before = sweep_command.resolved
+    monkeypatch.setattr(sweep_command, "resolved", lambda given: before(given) | {"new": 1})
+    run(write())
+    assert len(calls()) == 8
 
 
 @pytest.mark.usefixtures("inline")
@@ -225,6 +236,15 @@ def test_tuning_fixes_the_options_of_the_grid(
 
 
 @pytest.mark.usefixtures("inline")
+def test_tuning_keeps_its_cell_in_a_part_of_the_grid() -> None:
+    data = {"small": {"data.subset": 10}, "large": {"data.subset": 20}}
+    path = write(axes={"method": METHODS, "data": data}, tune=TUNE | {"at": {"data": "small"}})
+    run(path, only=["data=large", "method=VICReg"])
+    rows = read_rows(ROWS)
+    assert [row["options"]["data.subset"] for row in rows] == [10, 10, 10, 20, 20]
+
+
+@pytest.mark.usefixtures("inline")
 def test_tuning_alone_and_before_it_is_done(capsys: pytest.CaptureFixture[str]) -> None:
     run(write(tune=TUNE), dry_run=True)
     out = capsys.readouterr().out
@@ -240,6 +260,20 @@ def test_an_option_that_the_command_refuses_is_refused_before_any_run() -> None:
     with pytest.raises(ValueError, match=r"small, VICReg: VICReg has no option 'gamma'. Did you"):
         run(write(options={"model.gamma": 1}))
     assert not calls()
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_job_begins_no_run_without_its_parent() -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    Job(planned(write()), command, parent=ended.pid)()
+    assert not calls()
+    job = Job(planned(write())[:1], command, parent=os.getpid())
+    job()
+    assert len(calls()) == 2
+    assert job.checkpoint().function is job  # requeued, it finds the result
+    job()
+    assert len(calls()) == 2
 
 
 def test_duration_in_words() -> None:
