@@ -104,6 +104,14 @@ def test_other_images_are_noticed(checkpoint: Path, options: dict[str, Any]) -> 
     assert run_test(checkpoint, digits(**options), Pixels())[1] == ALL
 
 
+def test_other_pixels_are_noticed(checkpoint: Path) -> None:
+    run_test(checkpoint)
+    data = digits()
+    data.setup("test")
+    data.test_dataloader()[1].dataset.images.images.bitwise_not_()
+    assert run_test(checkpoint, data)[1] == ALL
+
+
 def test_part_of_the_images_is_not_kept(tmp_path: Path, checkpoint: Path) -> None:
     run = trainer(tmp_path, OfflineEvaluation(**QUICK), limit_test_batches=1)
     run.test(StubModule(), digits(), ckpt_path=checkpoint, verbose=False)
