@@ -111,6 +111,12 @@ def test_a_run_that_two_files_hold_counts_once(tmp_path: Path) -> None:
     assert "9 runs; seeds 0 to 2" in report(paths).read_text()
 
 
+def test_a_folder_of_sweeps_has_rows_below_it(tmp_path: Path) -> None:
+    write(tmp_path / "sweeps" / "normalization" / "rows.jsonl", [*methods_alone()])
+    write(tmp_path / "sweeps" / "normalization" / "run" / "other.jsonl", [{"no": "row"}])
+    assert report([tmp_path / "sweeps"]) == tmp_path / "report" / "report.html"
+
+
 def test_a_folder_of_runs_needs_no_sweep(tmp_path: Path) -> None:
     for version in range(2):
         run = tmp_path / "digits" / "VICReg" / f"version_{version}"

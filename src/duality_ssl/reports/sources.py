@@ -14,7 +14,8 @@ def read(paths: Iterable[Path]) -> list[Row]:
     """Read the rows of files and folders, of each run the last; those of tuning are left out.
 
     Args:
-        paths: JSONL files of rows, folders with such files, or folders of evaluated runs.
+        paths: JSONL files of rows; folders with such files, or with ``rows.jsonl`` of sweeps below
+            them; or folders of evaluated runs.
 
     Raises:
         OSError: If a file cannot be read.
@@ -31,7 +32,7 @@ def _rows_of(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"Expected a file of rows or a folder of runs, but {path} does not exist.")
     if path.is_file():
         return _rows_of_file(path)
-    files = sorted(path.rglob("*.jsonl"))
+    files = sorted(path.glob("*.jsonl")) or sorted(path.rglob("rows.jsonl"))
     rows = [row for file in files for row in _rows_of_file(file)] or _rows_of_runs(path)
     if not rows:
         raise ValueError(
