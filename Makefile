@@ -4,9 +4,10 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 BENCHMARKS := criteria growth kernels augmentation optimizers training startup threads
-STUDIES := figure_1 normalization similarity batch_size epochs
+STUDIES := digits_methods fashion_mnist_methods \
+  $(addprefix digits_,figure_1 normalization similarity batch_size epochs)
 
-.PHONY: help demo figure-1 studies test test-slow mutants lint fit results bench clean
+.PHONY: help demo figure-1 studies test test-slow mutants lint fit bench clean
 .DEFAULT_GOAL := help
 
 help:  ## say what each target does
@@ -24,12 +25,12 @@ figure-1: .venv/installed  ## pretrain and evaluate the smallest figure 1 of the
 	duality-ssl sweep configs/sweeps/figure_1_small.yaml --jobs 2
 	duality-ssl report runs/sweeps/figure_1_small/rows.jsonl
 
-studies: .venv/installed  ## run the studies of docs/results/studies.md again and redraw them (JOBS=2 at once)
+studies: .venv/installed  ## run what docs/results.md and docs/results/studies.md show, and redraw them (JOBS=2 at once)
 	for name in $(STUDIES); do \
-	  duality-ssl sweep configs/sweeps/digits_$$name.yaml --jobs $(or $(JOBS),2) \
-	    --rows docs/results/studies/digits_$$name.jsonl $(ARGS) || exit 1; \
+	  duality-ssl sweep configs/sweeps/$$name.yaml --jobs $(or $(JOBS),2) \
+	    --rows docs/results/studies/$$name.jsonl $(ARGS) || exit 1; \
 	done
-	python benchmarks/studies.py
+	python benchmarks/studies.py --pixels
 
 test: .venv/developed  ## run all tests but those marked slow; plain pytest runs both (ARGS=... goes to pytest)
 	pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
@@ -47,9 +48,6 @@ lint: .venv/developed  ## ruff and mypy
 
 fit: .venv/installed  ## duality-ssl fit with ARGS='-c configs/data/digits.yaml --model SimCLR'
 	duality-ssl fit $(ARGS)
-
-results: .venv/installed  ## run the experiments of docs/results.md again and rewrite its tables
-	python benchmarks/results.py $(ARGS)
 
 bench: .venv/benched  ## run the benchmarks of docs/benchmarks.md again and rewrite its tables and plots
 	for name in $(BENCHMARKS); do echo "== $$name" && python benchmarks/$$name.py $(ARGS) || exit 1; done

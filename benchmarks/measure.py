@@ -16,9 +16,10 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler says when i
 
 import torch
 from render import FIGURES, read, table
-from results import processor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
+
+from duality_ssl.sweeps.job import processor
 
 LIBRARIES = ("torch", "torchvision", "lightning", "lightly", "kornia", "timm", "lightning-bolts")
 # A contender that takes longer than SLOW seconds is run FEW times and warmed up once.

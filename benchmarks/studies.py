@@ -1,25 +1,30 @@
-"""Write the figures and tables of docs/results/studies.md from the rows of its runs.
+"""Write the figures and tables of docs/results.md and docs/results/ from the rows of their runs.
 
     python benchmarks/studies.py
+    python benchmarks/studies.py --pixels
 
 The rows in docs/results/studies/ are those of ``duality-ssl sweep``; nothing is trained here.
-Figures are SVG files in docs/results/figures/, tables stand between two markers of the page.
+``--pixels`` measures the raw pixels again first. Figures are SVG files in docs/results/figures/,
+tables stand between two markers of a page.
 """
 
+import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-
-from results import FIGURES, percent, write_table
+from typing import Any, NamedTuple
 
 from duality_ssl.reports import figure, table
 from duality_ssl.reports.figures import Figure
 from duality_ssl.reports.sources import read
 from duality_ssl.reports.tables import Table
-from duality_ssl.sweeps import read_rows
+from duality_ssl.sweeps import append_row, read_rows
 from duality_ssl.sweeps.tuning import choose
 
-PAGE = FIGURES / "studies.md"
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+FIGURES = ROOT / "docs" / "results"
+RESULTS, STUDIES = ROOT / "docs" / "results.md", FIGURES / "studies.md"
 METHODS = ("VICReg", "VICReg-exp", "VICReg-ctr", "SimCLR, original", "SimCLR, tuned")
 SCORES = ["few_label_top1", "linear_top1", "knn_top1", "online_top1"]
 LABEL_FREE = ["rankme", "lidar", "alpha_req"]
@@ -27,96 +32,167 @@ LABEL_FREE = ["rankme", "lidar", "alpha_req"]
 Drawn = Figure | Table | str
 
 
+class Block(NamedTuple):
+    """A figure or a table of a page.
+
+    Args:
+        page: The page.
+        name: Name of its markers, and of the figure's file.
+        draw: Makes it; None if its sweep has not been run.
+    """
+
+    page: Path
+    name: str
+    draw: Callable[[], Drawn] | None
+
+
 def rows_of(sweep: str) -> Path:
     """The file with the rows of a sweep."""
     return FIGURES / "studies" / f"{sweep}.jsonl"
 
 
-def drawn(draw: Callable[..., Drawn], kind: str, sweep: str = "digits_figure_1", **options: object):
-    """A function that draws the grid of a sweep; None if the sweep has not been run."""
-    path = rows_of(sweep)
-    return partial(draw, read([path]), kind, **options) if path.is_file() else None
+def of(sweep: str, draw: Callable[..., Drawn], **options: Any) -> Callable[[], Drawn] | None:
+    """Draw the grid of a sweep, if it has been run."""
+    return partial(_draw, sweep, draw, options) if rows_of(sweep).is_file() else None
 
 
-def by_dimension(score: str) -> Callable[[], Drawn] | None:
-    """Figure 1 with another score."""
-    return drawn(figure, "score", score=score, x="d", panel="projector", order=METHODS)
+def _draw(sweep: str, draw: Callable[..., Drawn], options: dict[str, Any]) -> Drawn:
+    return draw(read([rows_of(sweep)]), **options)
 
 
-def tuning(sweep: str = "digits_figure_1") -> str:
+def tuning(sweep: str) -> str:
     """What each label-free score would have chosen while tuning, against the labelled choice."""
     rows = [row for row in read_rows(rows_of(sweep)) if row.get("phase") == "tune"]
-    methods = dict.fromkeys(row["cell"]["method"] for row in rows)
-    lines = [["", "chosen with 5 labels", "5 labels", *LABEL_FREE], ["---", "---", *["---:"] * 4]]
-    for method in methods:
+    lines = [["", "chosen", "5 labels", *LABEL_FREE], ["---", "---", *["---:"] * 4]]
+    for method in dict.fromkeys(row["cell"]["method"] for row in rows):
         group = [row for row in rows if row["cell"]["method"] == method]
         choices = [choose(group, score, "few_label_top1") for score in LABEL_FREE]
         best = choices[0].oracle
-        varied = {
-            name.removeprefix("model."): value
-            for name, value in best["options"].items()
-            if len({str(row["options"].get(name)) for row in group}) > 1
+        values = {
+            name: {str(row["options"].get(name)) for row in group} for name in best["options"]
         }
-        words = ", ".join(f"{name} {value:g}" for name, value in varied.items())
+        chosen = [
+            f"{name.removeprefix('model.')} {value:g}"
+            for name, value in options.items()
+            if len(values[name]) > 1
+        ]
         gaps = [f"-{percent(choice.gap)}" for choice in choices]
-        lines.append([method, words, percent(best["scores"]["few_label_top1"]), *gaps])
+        top1 = percent(best["scores"]["few_label_top1"])
+        lines.append([method, ", ".join(chosen), top1, *gaps])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def blocks() -> Iterator[tuple[str, Callable[[], Drawn] | None]]:
-    """Yield the name of each figure and table with the function that draws it."""
-    yield "figure_1", by_dimension("few_label_top1")
-    yield "figure_1_linear", by_dimension("linear_top1")
+def blocks() -> Iterator[Block]:
+    """Yield the figures and tables of all pages."""
+    for data in ("digits", "fashion_mnist"):
+        sweep = f"{data}_methods"
+        yield Block(RESULTS, data, of(sweep, table, scores=[*SCORES, "rankme"]))
+    study = partial(Block, STUDIES)
+    first = "digits_figure_1"
+    panels: dict[str, Any] = {"x": "d", "panel": "projector", "order": METHODS}
+    of_score = partial(of, first, figure, kind="score", **panels)
+    yield study("tuning", partial(tuning, first) if rows_of(first).is_file() else None)
+    yield study("figure_1", of_score(score="few_label_top1"))
+    yield study("figure_1_linear", of_score(score="linear_top1"))
     for score in ("few_label_top1", "linear_top1"):
-        yield f"table_{score}", drawn(table, "pivot", score=score, column="d")
-    yield "tuning", tuning if rows_of("digits_figure_1").is_file() else None
-    options = {"sweep": "digits_normalization", "score": "few_label_top1"}
-    yield "normalization", drawn(figure, "score", x="d", **options)
-    yield "normalization_table", drawn(table, "pivot", column="d", **options)
-    yield "similarity", drawn(table, "scores", "digits_similarity", scores=SCORES)
-    where = {"projector": "512-512-{d}"}
-    yield (
-        "gram",
-        drawn(
-            figure, "histogram", array="gram_histogram", panel="d", where=where, order=METHODS
-        ),
-    )
-    for score in ("row_fourth_ratio", "column_fourth_ratio"):
-        yield score, by_dimension(score)
-    yield (
-        "online_offline",
-        drawn(figure, "scatter", x="online_top1", y=SCORES[:2], order=METHODS),
-    )
-    options = {"x": "parameters.projector", "correlation": "spearman", "order": METHODS}
-    yield "projector", drawn(figure, "scatter", y="few_label_top1", **options)
-    for score in ("gram_dominance", "covariance_dominance"):
-        for suffix in ("", "_features"):
-            yield f"{score}{suffix}", by_dimension(f"{score}{suffix}")
-    yield (
-        "batch_size",
-        drawn(figure, "score", "digits_batch_size", score="few_label_top1", x="batch"),
-    )
-    yield "epochs", drawn(table, "scores", "digits_epochs", scores=SCORES)
-    options = {"y": "few_label_top1", "correlation": "spearman", "order": METHODS}
-    yield "label_free", drawn(figure, "scatter", x=LABEL_FREE, **options)
-    yield "label_free_table", drawn(table, "correlation")
-    yield "oracle", drawn(table, "oracle")
+        name = f"figure_1_{score}"
+        yield study(name, of(first, table, kind="pivot", score=score, column="d"))
+    sweep, score = "digits_normalization", "few_label_top1"
+    yield study("normalization", of(sweep, figure, kind="score", score=score, x="d"))
+    yield study("normalization_table", of(sweep, table, kind="pivot", score=score, column="d"))
+    yield study("similarity", of("digits_similarity", table, scores=SCORES))
+    wide = {"projector": "512-512-{d}"}
+    entries = {"array": "gram_histogram", "panel": "d", "where": wide, "order": METHODS}
+    yield study("gram", of(first, figure, kind="histogram", **entries))
+    for name in ("cosine_mean", "cosine_variance", "row_fourth_ratio", "column_fourth_ratio"):
+        yield study(name, of_score(score=name))
+    scatter = partial(of, first, figure, kind="scatter", order=METHODS)
+    yield study("online_offline", scatter(x="online_top1", y=SCORES[:2]))
+    ranked = {"y": score, "correlation": "spearman"}
+    yield study("projector", scatter(x="parameters.projector", **ranked))
+    for name in ("gram_dominance", "covariance_dominance"):
+        yield study(name, of_score(score=name))
+        yield study(f"{name}_features", of_score(score=f"{name}_features"))
+    batches = of("digits_batch_size", figure, kind="score", score=score, x="batch")
+    yield study("batch_size", batches)
+    yield study("epochs", of("digits_epochs", table, scores=SCORES))
+    yield study("label_free", scatter(x=LABEL_FREE, **ranked))
+    yield study("label_free_table", of(first, table, kind="correlation"))
+    yield study("oracle", of(first, table, kind="oracle"))
+
+
+def content(block: Block) -> tuple[str, str | None]:
+    """What a block is on its page, and the figure's SVG."""
+    drawn = block.draw() if block.draw is not None else ""
+    if isinstance(drawn, str):
+        return drawn, None
+    if isinstance(drawn, Table):
+        return drawn.markdown(), None
+    return f"![{drawn.title}](figures/{block.name}.svg)\n\n{drawn.caption}", drawn.svg()
 
 
 def render() -> None:
     """Write the figures and tables whose rows are there."""
-    for name, draw in blocks():
-        if draw is None:
-            continue
-        made = draw()
-        content = made if isinstance(made, str) else made.markdown()
-        if isinstance(made, Figure):
-            path = FIGURES / "figures" / f"{name}.svg"
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(made.svg())
-            content = f"![{made.title}](figures/{path.name})\n\n{made.caption}"
-        write_table(PAGE, name, content)
+    for block in blocks():
+        if block.draw is not None:
+            text, svg = content(block)
+            write_table(block.page, block.name, text)
+            if svg is not None:
+                path = FIGURES / "figures" / f"{block.name}.svg"
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(svg)
+
+
+def write_table(page: Path, name: str, rendered: str) -> None:
+    """Write a table between its two markers, if the page has them."""
+    begin, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
+    text = page.read_text()
+    if begin in text:
+        head, _, rest = text.partition(begin)
+        page.write_text(f"{head}{begin}\n{rendered}\n{end}{rest.partition(end)[2]}")
+
+
+def percent(fraction: float) -> str:
+    """Format a fraction as percent with one decimal."""
+    return f"{100 * fraction:.1f}"
+
+
+def measure_pixels(data: str) -> dict[str, Any]:
+    """Evaluate the pixels of the images as vectors: a row of the sweep of the methods."""
+    import torch
+    import yaml
+
+    import duality_ssl
+    from duality_ssl.data import SSLDataModule, create_source
+    from duality_ssl.evaluation import Settings, evaluate
+
+    config = f"configs/data/{data}.yaml"
+    options = yaml.safe_load((ROOT / config).read_text())["data"]
+    options = {name: options[name] for name in ("source", "subset") if name in options}
+    size = create_source(options["source"]).load("val").images.shape[-1]
+    datamodule = SSLDataModule(**options, image_size=size)
+    datamodule.setup("test")
+    sets = []
+    for loader in datamodule.test_dataloader():
+        batches = [datamodule.on_after_batch_transfer(batch, 0) for batch in loader]
+        sets.append(torch.cat([images[0].flatten(1) for images, _ in batches]))
+        sets.append(torch.cat([labels for _, labels in batches]))
+    found = evaluate(*sets, settings=Settings(protocols=("linear", "knn", "few_label")))
+    scores = {name: value for name, value in found.items() if isinstance(value, float)}
+    sweep, cell = f"{data}_methods", {"method": "raw pixels"}
+    about = {"configs": [config], "seed": 0, "version": duality_ssl.__version__}
+    return {"sweep": sweep, "cell": cell, "options": {}, "key": cell["method"], **about} | {
+        "torch": torch.__version__,
+        "scores": scores,
+    }
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--pixels", action="store_true", help="measure the raw pixels first")
+    if parser.parse_args().pixels:
+        for name in ("digits", "fashion_mnist"):
+            append_row(rows_of(f"{name}_methods"), measure_pixels(name))
     render()

@@ -22,7 +22,7 @@ from typing import Any
 
 from measure import parser, save
 from PIL import Image
-from results import CONFIGS
+from studies import CONFIGS
 
 from duality_ssl.data import create_source
 

@@ -1,7 +1,6 @@
 """Links, options, tables and files that the pages name exist."""
 
 import contextlib
-import importlib
 import inspect
 import io
 import json
@@ -63,16 +62,6 @@ def test_table_of_methods_is_complete() -> None:
     named = set(re.findall(r"`(\w+)`", table))
     assert {path.stem for path in ROOT.glob("configs/methods/*.yaml")} <= named
     assert METHODS.keys() <= named
-
-
-@pytest.mark.parametrize("table", ["digits", "fashion_mnist"])
-def test_tables_show_the_figures(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    results = importlib.import_module("results")
-    text = results.PAGE.read_text("utf-8")
-    found = re.findall(rf"<!-- table {table} -->\n(.*?)<!-- end {table} -->", text, re.DOTALL)
-    rows = results.read(results.FIGURES / f"{table}.jsonl")
-    assert [shown.strip() for shown in found] == [results.table(rows).strip()]
 
 
 def test_figure_of_the_readme_shows_the_ratios() -> None:

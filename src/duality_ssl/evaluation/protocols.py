@@ -95,8 +95,8 @@ def evaluate(
         train_labels: Classes ``0..C-1`` of shape ``(N,)``; -1 is unlabelled.
         val_features: Features of the validation set, of shape ``(M, F)``.
         val_labels: Classes of shape ``(M,)``; -1 is unlabelled.
-        val_embeddings: Projector outputs of the validation set, of shape ``(M, D)``; by default the
-            features, for those without a projector (pixels).
+        val_embeddings: Projector outputs of the validation set, of shape ``(M, D)``; without them
+            the label-free protocols measure the features alone.
         class_names: Names of the classes, for ``per_class``; by default their numbers.
         settings: Options of the protocols, and which to run.
         device: Device that computes; by default that of the features.
@@ -116,7 +116,6 @@ def evaluate(
     check_protocols(settings)
     check_set(train_features, train_labels, "train")
     check_set(val_features, val_labels, "val")
-    embeddings = val_features if val_embeddings is None else val_embeddings
     labelled = _labelled(train_labels, val_labels)
     results: Results = {}
     for name in settings.protocols:
@@ -124,7 +123,8 @@ def evaluate(
             sets = labelled_sets(train_features, train_labels, val_features, val_labels)
             _add(results, LABELLED[name](sets, settings, device))
         elif name in LABEL_FREE:
-            _add(results, LABEL_FREE[name](embeddings, settings))
+            if val_embeddings is not None:
+                _add(results, LABEL_FREE[name](val_embeddings, settings))
             _add(results, LABEL_FREE[name](val_features, settings), suffix="_features")
         elif name in OF_NETWORK and network is not None and data is not None:
             _add(results, OF_NETWORK[name](network, data, settings))

@@ -1,6 +1,7 @@
 """Label-free measures of augmented views, which need the network."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,21 +52,25 @@ def images_of_lidar(dimensions: int) -> int:
 
 @torch.no_grad()
 def view_outputs(network: nn.Module, data: SSLDataModule) -> dict[str, Tensor]:
-    """Embeddings, under ``""``, and features, under ``"_features"``, of shape ``(n, 10, D)``.
+    """Features, under ``"_features"``, and embeddings, under ``""``, of shape ``(n, 10, D)``.
 
-    They are float32, on the host: as many images as LiDAR needs, drawn at random.
+    They are float32, on the host: as many images as LiDAR needs, drawn at random. A network without
+    a ``projector`` has no embeddings.
     """
     weight = next(network.parameters())
     passes = Passes(data, "train", weight.device)
-    projector = getattr(network, "projector", nn.Identity())
+    heads: dict[str, Callable[[Tensor], Tensor]] = {"_features": nn.Identity()}
+    if (projector := getattr(network, "projector", None)) is not None:
+        heads[""] = projector
     order = passes.shuffled(np.arange(len(passes.labels)), len(passes.labels), epoch=0)[0]
     sample, _ = next(passes.plain(order[:2]))
     features = network(sample.to(weight.dtype))
-    order = order[: images_of_lidar(max(features.shape[1], projector(features).shape[1]))]
+    widths = [head(features).shape[1] for head in heads.values()]
+    order = order[: images_of_lidar(max(widths))]
     batches = np.array_split(order, math.ceil(len(order) / _BATCH))
-    found: dict[str, list[Tensor]] = {"": [], "_features": []}
+    found: dict[str, list[Tensor]] = {name: [] for name in heads}
     for images, _ in passes.views(batches, data.views * (VIEWS // 2)):
         h = [network(view.to(weight.dtype)) for view in images]
-        for name, each in (("", [projector(features) for features in h]), ("_features", h)):
-            found[name].append(torch.stack(each, dim=1).float().cpu())
+        for name, head in heads.items():
+            found[name].append(torch.stack([head(each) for each in h], dim=1).float().cpu())
     return {name: torch.cat(each) for name, each in found.items()}

@@ -181,8 +181,12 @@ def _machine() -> str:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} threads, {processor()}"
+
+
+def processor() -> str:
+    """Return the name of the processor as the system reports it."""
     found = None
     if (cpuinfo := Path("/proc/cpuinfo")).is_file():
         found = re.search(r"model name\s*: (.+)", cpuinfo.read_text())
-    processor = found[1].strip() if found else platform.processor() or platform.machine()
-    return f"{torch.get_num_threads()} threads, {processor}"
+    return found[1].strip() if found else platform.processor() or platform.machine()
