@@ -73,7 +73,7 @@ def tuning(sweep: str) -> str:
         }
         chosen = [
             f"{name.removeprefix('model.')} {value:g}"
-            for name, value in options.items()
+            for name, value in best["options"].items()
             if len(values[name]) > 1
         ]
         gaps = [f"-{percent(choice.gap)}" for choice in choices]
