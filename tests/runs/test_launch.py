@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from duality_ssl.cli import main
-from duality_ssl.cli.command import end_together
+from duality_ssl.methods.strategy import end_together
 
 ROOT = Path(__file__).parents[2]
 HERE = ["--trainer.accelerator", "cpu"]

@@ -1,5 +1,7 @@
-"""Private names of Lightning 2.6."""
+"""Private names and messages of Lightning 2.6."""
 
+import logging
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,3 +46,19 @@ def has_sync_batchnorm(trainer: Trainer) -> bool:
     Without it timm's norms would lose their activation, and a fit on CPUs would fail.
     """
     return getattr(trainer.strategy, "_layer_sync", None) is not None
+
+
+def silence() -> None:
+    """Silence messages that the user can do nothing about."""
+    # a resumed run's
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
+    # the interval is shortened to the epoch when training starts
+    warnings.filterwarnings("ignore", ".*is smaller than the logging interval")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage()
+    )
+    # untrue: the callback `Preemption` sets its own handlers
+    logging.getLogger("lightning.pytorch.trainer.connectors.signal_connector").addFilter(
+        lambda record: "auto-requeueing enabled" not in record.getMessage()
+    )

@@ -1,4 +1,4 @@
-"""The command ``duality-ssl fit|validate|test|predict``."""
+"""The command ``duality-ssl fit|validate|test|predict|sweep|report|export``."""
 
 from duality_ssl.cli.command import Command, main
 

@@ -1,13 +1,9 @@
 """The command ``duality-ssl fit|validate|test|predict``."""
 
-import logging
 import os
-import signal
 import sys
-import warnings
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -23,13 +19,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import duality_ssl
 from duality_ssl import callbacks
+from duality_ssl._internals.lightning import silence
 from duality_ssl.callbacks.memory import MemoryEstimate
 from duality_ssl.cli.config_files import CommandLine
 from duality_ssl.cli.messages import explain, no_method, options_of, refuse, sentence_of, subclasses
 from duality_ssl.cli.tools import TOOLS, run_tool
 from duality_ssl.data import SSLDataModule, create_source
 from duality_ssl.methods import FrozenBackbone, JointEmbedding
-from duality_ssl.methods.strategy import check_strategy
+from duality_ssl.methods.strategy import check_strategy, end_together
 from duality_ssl.registry import imports_as_before, limit_imports
 from duality_ssl.runs.checkpoint_io import AtomicCheckpointIO
 from duality_ssl.runs.config import Config, dump_run_config, read_run_config, unknown_options
@@ -44,6 +41,7 @@ Self-supervised image pretraining: contrastive and non-contrastive methods under
   duality-ssl fit -c configs/data/digits.yaml --model SimCLR --model.temperature 0.2
   duality-ssl test --ckpt_path runs/digits/VICReg/version_0/checkpoints/last.ckpt
 
+Without training: duality-ssl sweep|report|export --help.
 Methods: {methods}.
 What a method takes: duality-ssl fit --model.help VICReg; all the rest: duality-ssl fit --help."""
 
@@ -326,28 +324,12 @@ class Command(LightningCLI):
     fit = validate = test = predict = run
 
 
-@contextmanager
-def end_together(trainer: Trainer) -> Iterator[None]:
-    """Kill the processes that this one has started if it fails; one that hangs would stay."""
-    try:
-        yield
-    except Exception as error:
-        if trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(signal.SIGKILL)
-        if trainer.world_size > 1 and isinstance(error, RuntimeError):
-            error.add_note(
-                "If another process of the run died or hangs (see its last message), resume with "
-                "--ckpt_path last."
-            )
-        raise
-
-
 def main(args: Sequence[str] | None = None) -> None:
     """Run ``duality-ssl`` with these arguments, by default those of the command line.
 
     A mistake ends in one sentence and exit code 2, a fit that the guard stops in exit code 3.
     """
-    _quiet()
+    silence()
     words = sys.argv[1:] if args is None else args
     try:
         if words[:1] and words[0] in TOOLS:
@@ -364,19 +346,3 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _debugging() -> bool:
     return os.environ.get("DUALITY_SSL_DEBUG", "") not in ("", "0")
-
-
-def _quiet() -> None:
-    """Silence messages of libraries that the user can do nothing about."""
-    # a resumed run's
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
-    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
-    # the interval is shortened to the epoch when training starts
-    warnings.filterwarnings("ignore", ".*is smaller than the logging interval")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "litlogger" not in record.getMessage()
-    )
-    # untrue: the callback `Preemption` sets its own handlers
-    logging.getLogger("lightning.pytorch.trainer.connectors.signal_connector").addFilter(
-        lambda record: "auto-requeueing enabled" not in record.getMessage()
-    )

@@ -1,7 +1,11 @@
-"""Which of Lightning's strategies a method can train under."""
+"""Which of Lightning's strategies a method can train under, and the end of their processes."""
 
 import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from lightning import Trainer
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
@@ -28,3 +32,19 @@ def check_strategy(strategy: str | Strategy) -> None:
             f"Expected --trainer.strategy ddp (or auto), but got {name}: criteria, probes, LARS "
             "and checkpoints need the whole network in each process."
         )
+
+
+@contextmanager
+def end_together(trainer: Trainer) -> Iterator[None]:
+    """Kill the processes that this one has started if it fails; one that hangs would stay."""
+    try:
+        yield
+    except Exception as error:
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+        if trainer.world_size > 1 and isinstance(error, RuntimeError):
+            error.add_note(
+                "If another process of the run died or hangs (see its last message), resume with "
+                "--ckpt_path last."
+            )
+        raise
