@@ -12,6 +12,7 @@ from helpers.pages import DOCS, PAGES, ROOT, fenced, prose
 
 from duality_ssl import methods
 from duality_ssl.cli import main
+from duality_ssl.sweeps import read_rows
 
 METHODS = {
     name: cls
@@ -78,13 +79,15 @@ def test_figure_of_the_readme_shows_the_ratios() -> None:
 
 
 def test_conclusions_from_the_digits() -> None:
-    lines = (ROOT / "docs/results/digits.jsonl").read_text().splitlines()
-    rows = {row["row"]: row for row in map(json.loads, lines)}
-    untrained, pixels = rows.pop("untrained"), rows.pop("pixels")
+    rows = {
+        row["cell"]["method"]: row["scores"]
+        for row in read_rows(ROOT / "docs/results/studies/digits_methods.jsonl")
+    }
+    untrained, pixels = rows.pop("untrained"), rows.pop("raw pixels")
     for column in ("linear_top1", "few_label_top1"):
         worst = min(row[column] for row in rows.values())
         assert worst > pixels[column] > untrained[column]
-    dimension = {"vicreg", "vicreg_exp", "barlow_twins", "tcr"}
+    dimension = {"VICReg", "VICReg-exp", "Barlow Twins", "TCR"}
     families = [
         [row["few_label_top1"] for name, row in rows.items() if (name in dimension) is chosen]
         for chosen in (True, False)

@@ -111,4 +111,7 @@ def test_evaluation_of_two_processes_is_that_of_one(two: Processes, tmp_path: Pa
     assert (settings[0], texts[0]) == (settings[1], texts[1])
     nested = [(record.pop("per_class"), record.pop("confusion")) for record in records]
     assert nested[0] == nested[1]
+    arrays = [record.pop("arrays") for record in records]
+    assert arrays[0].keys() == arrays[1].keys()
+    assert arrays[0]["spectrum"] == pytest.approx(arrays[1]["spectrum"], rel=1e-4)
     assert records[0] == pytest.approx(records[1], rel=1e-5)

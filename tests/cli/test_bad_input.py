@@ -664,8 +664,8 @@ CALLS = {
     ),
     "one class to tell apart": case(
         partial(evaluation.linear_top1, ONES, LABELS * 0, ONES, LABELS),
-        "only one class",
         "at least 2 classes",
+        "got 1",
     ),
     "source without its files": case(
         lambda: create_source("stl10", ".").load("train"),

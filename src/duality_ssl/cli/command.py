@@ -250,7 +250,7 @@ class Command(LightningCLI):
         config = self.config.clone()
         named = config[self.subcommand].pop("model").init_args
         self.config_init = self.parser.instantiate(config)
-        self.datamodule = self._get(self.config_init, "data")
+        self.datamodule = self.config_init[self.subcommand].data
         shape = {name: named.get(name) for name in ("backbone", "in_channels", "image_size")}
         self.model = FrozenBackbone(weights=self.plain, **shape)
         self.trainer = self.instantiate_trainer()
