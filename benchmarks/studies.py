@@ -57,7 +57,8 @@ def of(sweep: str, draw: Callable[..., Drawn], **options: Any) -> Callable[[], D
 
 
 def _draw(sweep: str, draw: Callable[..., Drawn], options: dict[str, Any]) -> Drawn:
-    return draw(read([rows_of(sweep)]), **options)
+    rows = sorted(read([rows_of(sweep)]), key=lambda row: [*map(str, row["cell"].values())])
+    return draw(rows, **options)
 
 
 def tuning(sweep: str) -> str:
