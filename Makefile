@@ -4,8 +4,9 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 BENCHMARKS := criteria growth kernels augmentation optimizers training startup threads
+STUDIES := figure_1 normalization similarity batch_size epochs
 
-.PHONY: help demo test test-slow mutants lint fit results bench clean
+.PHONY: help demo figure-1 studies test test-slow mutants lint fit results bench clean
 .DEFAULT_GOAL := help
 
 help:  ## say what each target does
@@ -18,6 +19,17 @@ demo: .venv/installed  ## pretrain VICReg on the embedded digits, evaluate it, s
 	@echo "The run is the newest one in runs/demo/VICReg: config.yaml, metrics.csv, checkpoints/."
 	@echo "Curves, the views and the probe:  .venv/bin/tensorboard --logdir runs"
 	@echo "Another criterion, all else equal:  make fit ARGS='-c configs/data/digits.yaml --model SimCLR'"
+
+figure-1: .venv/installed  ## pretrain and evaluate the smallest figure 1 of the paper, write a report of it
+	duality-ssl sweep configs/sweeps/figure_1_small.yaml --jobs 2
+	duality-ssl report runs/sweeps/figure_1_small/rows.jsonl
+
+studies: .venv/installed  ## run the studies of docs/results/studies.md again and redraw them (JOBS=2 at once)
+	for name in $(STUDIES); do \
+	  duality-ssl sweep configs/sweeps/digits_$$name.yaml --jobs $(or $(JOBS),2) \
+	    --rows docs/results/studies/digits_$$name.jsonl $(ARGS) || exit 1; \
+	done
+	python benchmarks/studies.py
 
 test: .venv/developed  ## run all tests but those marked slow; plain pytest runs both (ARGS=... goes to pytest)
 	pytest -n 2 --dist loadfile -m "not slow" $(ARGS)

@@ -25,7 +25,8 @@ ALLOWED = {  # besides `_internals`
     "networks": {"distributed", "files", "registry"},
     "data": {"distributed", "randomness", "registry"},
     "evaluation": {"data", "functional"},
-    "runs": {"distributed", "files"},
+    "reports": {"files", "sweeps"},
+    "runs": {"distributed", "files", "networks"},
     "callbacks": {
         *("batches", "criteria", "data", "distributed", "evaluation", "files", "functional"),
         *("randomness", "runs"),

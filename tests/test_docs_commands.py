@@ -27,9 +27,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from helpers.pages import BLOCKS, PAGES, ROOT, Block, commands, prose
+from helpers.synthetic_rows import methods_alone
 from PIL import Image
+from torchvision.models import resnet18
 
 from duality_ssl.cli import main
 from duality_ssl.cli.tools import TOOLS
@@ -48,8 +51,10 @@ PARSED_ONLY = {"--help", "--model.help", "--print_config"}
 LONG = {
     text: words
     for text, words in COMMANDS.items()
-    if words[0] == "duality-ssl" and words[1] not in TOOLS
-    if text not in IN_README and not PARSED_ONLY & {*words}
+    if words[0] == "duality-ssl"
+    and text not in IN_README
+    and words[1] not in TOOLS
+    and not PARSED_ONLY & {*words}
 }
 
 
@@ -81,6 +86,17 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         words = ["fit", "-c", "configs/data/digits.yaml", "--model", "VICReg", *both]
         main([*shortened(words), "--trainer.log_every_n_steps", "1"])
         main(["predict", "--ckpt_path", str(RUN)])
+        words = [
+            "fit",
+            "-c",
+            "configs/data/folder.yaml",
+            "--model",
+            "VICReg",
+            "--data.root",
+            "flowers",
+        ]
+        main([*shortened(words), "--model.backbone", "resnet18"])
+        torch.save(resnet18().state_dict(), "resnet18.pth")
     return folder
 
 
@@ -117,6 +133,8 @@ def out_of_reach(words: Sequence[str]) -> bool:
 def shortened(words: Sequence[str]) -> list[str]:
     """The same command on a few small batches, images and draws."""
     small = ["--trainer.enable_model_summary", "false", "--data.batch_size", "32"]
+    if words[0] in TOOLS:
+        return [*words]
     if words[0] == "fit":
         resumed = "--ckpt_path" in words  # the run has one epoch
         epochs = values(words, "--trainer.check_val_every_n_epoch") or ["2" if resumed else "1"]
@@ -134,18 +152,32 @@ def run(words: Sequence[str]) -> None:
     """Run a command of duality-ssl and check that it writes its files."""
     if words[0] == "sweep":
         return main([*words, "--dry-run"])
+    if words[0] == "report":  # alone it is a name in the prose
+        return try_report(words) if words[1:] else exits_well([*words, "--help"])
     if PARSED_ONLY & set(words):
         return exits_well(words)
     if out_of_reach(words):
         return parses(words)
     patterns = {"fit": "*.ckpt", "test": "evaluation*.json", "predict": "*.np[yz]"}
-    before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
     main(shortened(words))
-    written = Path("runs").rglob(patterns.get(words[0], "*"))
+    written = Path().rglob(patterns.get(words[0], "*"))
     assert any(before.get(path) != path.stat().st_mtime_ns for path in written) or (
         words[0] == "validate"
     )
     return None
+
+
+def try_report(words: Sequence[str]) -> None:
+    """Write the page from synthetic rows, in the place of those that the command names."""
+    flag = words.index("--out") if "--out" in words else len(words)
+    paths = [Path(word) for word in words[1:flag]]
+    for path in paths:
+        file = path if path.suffix else path / "rows.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in methods_alone()))
+    main(words)
+    assert (Path(*words[flag + 1 :]) if flag < len(words) else paths[0].parent / "report").is_dir()
 
 
 def exits_well(words: Sequence[str]) -> None:
@@ -374,9 +406,14 @@ def test_metrics_exist(page: Path, template: Path) -> None:
 def test_keys_of_the_evaluation_are_those_written(workspace: Path) -> None:
     run(["test", "--ckpt_path", str(RUN)])
     written = json.loads((RUN / "checkpoints/evaluation.json").read_text())
-    table = (ROOT / "docs/evaluation.md").read_text("utf-8").partition("| key |")[2]
+    first, free = (ROOT / "docs/evaluation.md").read_text("utf-8").split("| key |")[1:]
+    named, both = map(keys_of, (first, free))
+    assert named | both | {f"{key}_features" for key in both} == written.keys()
+
+
+def keys_of(table: str) -> set[str]:
     rows = re.findall(r"^\| (`.*?) \| ", table.partition("\n\n")[0], re.MULTILINE)
-    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == written.keys()
+    return set(re.findall(r"`(\w+)`", " ".join(rows)))
 
 
 if __name__ == "__main__":

@@ -141,9 +141,13 @@ RESOLVED: dict[str, dict[str, Any]] = {
         "knn.bank_size": 16_384,
         "rankme.max_samples": 25_600,  # Garrido et al., RankMe
         "evaluation": {
-            **{"protocols": ["linear", "knn", "few_label", "ranks"], "sets": [], "cache": True},
+            "protocols": ["linear", "knn", "few_label", "ranks", "spectrum", "geometry", "views"],
+            **{"sets": [], "cache": True, "batch_size": 256},
             **{"k": 5, "temperature": 0.07, "max_linear_samples": 50_000},
             **{"labels_per_class": 5, "few_label_draws": 20},
+            **{"sgd_epochs": 100, "sgd_learning_rates": [0.01, 0.03, 0.1, 0.3, 1.0]},
+            **{"finetune_epochs": 30, "finetune_optimizer": "sgd", "finetune_lr": 0.05},
+            "finetune_fractions": [1.0],
         },
         "guard": {
             **{"action": "warn", "min_std": 0.05, "min_rank": 3, "every_n_steps": 50},

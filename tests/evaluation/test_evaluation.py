@@ -24,6 +24,7 @@ from duality_ssl.evaluation.logistic import LogisticRegression, fit
 from duality_ssl.functional import rankme
 
 Sets = tuple[Tensor, Tensor, Tensor, Tensor]
+FEW = Settings(protocols=("linear", "ranks"))
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +219,7 @@ def test_without_labels_only_the_ranks_are_there(small: Sets, which: int) -> Non
     with pytest.warns(
         UserWarning, match=r"no labels: only label-free measures .*--data.probe_source"
     ):
-        results = evaluate(*sets, val_embeddings=small[2][:, :2])
+        results = evaluate(*sets, val_embeddings=small[2][:, :2], settings=FEW)
     assert set(results) == {"rankme", "rankme_features"}
     assert results["rankme"] == rankme(small[2][:, :2]).item()
     assert results["rankme_features"] == rankme(small[2]).item()
@@ -231,7 +232,7 @@ def test_with_one_class_only_the_ranks_are_there(small: Sets, unlabelled: bool) 
     with pytest.warns(
         UserWarning, match=r"are of one class, 2: only label-free .*--data.probe_"
     ) as said:
-        results = evaluate(train, y, val, y_val)
+        results = evaluate(train, y, val, y_val, settings=FEW)
     assert len(said) == 1
     assert results == {"rankme": rankme(val).item(), "rankme_features": rankme(val).item()}
 

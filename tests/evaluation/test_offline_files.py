@@ -18,8 +18,13 @@ from duality_ssl.data import SSLDataModule
 from duality_ssl.evaluation import Settings, evaluate
 from duality_ssl.files import write_atomically
 
-ACCURACIES = {"linear_top1", "knn_top1", "few_label_top1", "few_label_std"}
+ACCURACIES = {"linear_top1", "linear_c", "knn_top1", "few_label_top1", "few_label_std"}
 RANKS = {"rankme", "rankme_features"}
+GEOMETRY = {
+    *("cosine_mean", "cosine_variance", "column_fourth_ratio", "row_fourth_ratio"),
+    *("gram_dominance", "covariance_dominance"),
+}
+LABEL_FREE = {f"{name}{of}" for name in {"alpha_req"} | GEOMETRY for of in ("", "_features")}
 
 
 @pytest.fixture
@@ -48,7 +53,10 @@ def test_evaluation_is_logged_and_written(tmp_path: Path, checkpoint: Path, labe
             val_embeddings=module.projector(val),
             settings=Settings(k=3, few_label_draws=4),
         )
-    assert set(expected) == ACCURACIES | RANKS
+    assert written["confusion"] == expected.pop("confusion")
+    assert written["per_class"] == pytest.approx(expected.pop("per_class"), rel=1e-5)
+    assert expected.pop("arrays").keys() == written["arrays"].keys() > {"spectrum_features"}
+    assert set(expected) == ACCURACIES | RANKS | LABEL_FREE
     assert {name: written[name] for name in expected} == pytest.approx(expected, rel=1e-5)
     logged = {name: run.callback_metrics[f"test/{name}"].item() for name in expected}
     assert logged == pytest.approx(expected, rel=1e-5)

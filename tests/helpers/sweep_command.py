@@ -15,7 +15,7 @@ from duality_ssl.sweeps.job import Job
 
 
 def command(words: Sequence[str]) -> None:
-    """Fit or test: `model.beta` 7 is refused, 8 raises, 9 kills the process, 99 interrupts."""
+    """Fit or test: `model.base_lr` 7 is refused, 8 raises, 9 kills the process, 99 interrupts."""
     given = {flag[2:]: yaml.safe_load(value) for flag, value in pairwise(words) if flag[:2] == "--"}
     if "--print_config" in words:
         if "model.gamma" in given:
@@ -31,7 +31,7 @@ def command(words: Sequence[str]) -> None:
 
 
 def resolved(given: dict[str, Any]) -> dict[str, Any]:
-    model = {"alpha": 1, "beta": 0, "in_channels": 1} | part(given, "model.")
+    model = {"weight_decay": 1, "base_lr": 0, "in_channels": 1} | part(given, "model.")
     return {
         "seed_everything": given.get("seed_everything", 0),
         "experiment": given.get("experiment"),
@@ -47,7 +47,7 @@ def part(given: dict[str, Any], group: str) -> dict[str, Any]:
 
 
 def fit(config: dict[str, Any], resumed: bool) -> None:
-    beta = config["model"]["init_args"]["beta"]
+    beta = config["model"]["init_args"]["base_lr"]
     folder = Path(config["trainer"]["default_root_dir"], config["experiment"])
     versions = folder / config["model"]["class_path"].rpartition(".")[2]
     number = len([*versions.glob("version_*")]) - resumed
@@ -75,7 +75,7 @@ def evaluate(given: dict[str, Any]) -> None:
     else:
         values = part(given, "model.")
         path = Path(given["trainer.default_root_dir"], "evaluation.json")
-    beta = values.get("beta", 0)
+    beta = values.get("base_lr", 0)
     scores = {"few_label_top1": 0.5 + beta / 100, "rankme": 10 - beta, "method": "VICReg"}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(scores | {"num_train": 3, "arrays": {"spectrum": [1.0]}}))

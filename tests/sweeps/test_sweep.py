@@ -4,12 +4,14 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from helpers import sweep_command
 from helpers.sweep_command import InlinePool, calls, command
 
 import duality_ssl
@@ -21,7 +23,7 @@ from duality_ssl.sweeps.runs import Planner, Run
 from duality_ssl.sweeps.specification import read_specification
 
 ROWS = Path("runs/sweeps/small/rows.jsonl")
-METHODS = {"VICReg": {"model": "VICReg"}, "SimCLR": {"model": "SimCLR", "model.alpha": 2}}
+METHODS = {"VICReg": {"model": "VICReg"}, "SimCLR": {"model": "SimCLR", "model.weight_decay": 2}}
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +69,7 @@ def test_grid_has_a_row_for_each_cell_and_seed(capsys: pytest.CaptureFixture[str
         rows[3].items()
         >= {
             "sweep": "small",
-            "options": {"trainer.max_epochs": 3, "model": "SimCLR", "model.alpha": 2},
+            "options": {"trainer.max_epochs": 3, "model": "SimCLR", "model.weight_decay": 2},
             "version": duality_ssl.__version__,
             "epochs": 1,
             "parameters": {"backbone": 3},
@@ -80,7 +82,7 @@ def test_grid_has_a_row_for_each_cell_and_seed(capsys: pytest.CaptureFixture[str
     assert folder
     assert fit == [
         *("fit", "--experiment", folder[0], "--seed_everything", "1"),
-        *("--model", "SimCLR", "--trainer.max_epochs", "3", "--model.alpha", "2"),
+        *("--model", "SimCLR", "--trainer.max_epochs", "3", "--model.weight_decay", "2"),
     ]
     assert test == [
         "test",
@@ -100,13 +102,24 @@ def test_finished_runs_are_left_out_until_something_changes() -> None:
     assert len(calls()) == 8
     run(write())
     assert len(calls()) == 8
-    run(write(options={"model.alpha": 1, "data.num_workers": 2}))  # a default, and no score's
+    run(
+        write(options={"model.weight_decay": 1, "data.num_workers": 2})
+    )  # a default, and no score's
     assert len(calls()) == 8
     run(write(evaluation={"k": 1}), only=["method=VICReg"])  # `fit` finds its checkpoint
     assert [words[0] for words in calls()[8:]] == ["fit", "test"] * 2
     assert calls()[8][-2:] == ["--ckpt_path", "last"]
-    run(write(options={"model.beta": 1}))
+    run(write(options={"model.base_lr": 1}))
     assert len(calls()) == 12 + 8
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_new_option_at_its_default_changes_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    run(write())
+    before = sweep_command.resolved
+    monkeypatch.setattr(sweep_command, "resolved", lambda given: before(given) | {"new": 1})
+    run(write())
+    assert len(calls()) == 8
 
 
 @pytest.mark.usefixtures("inline")
@@ -123,10 +136,10 @@ def test_rows_of_other_versions_are_repeated_on_demand(monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("inline")
 def test_cells_that_coincide_run_once_and_have_a_row_each() -> None:
-    axes = {"model": ["VICReg"], "model.beta": ["{d}", "1{d}"], "d": [0, 10]}
+    axes = {"model": ["VICReg"], "model.base_lr": ["{d}", "1{d}"], "d": [0, 10]}
     run(write(axes=axes, options={"model": "{model}"}, seeds=[0]))
     rows = read_rows(ROWS)
-    assert [row["options"]["model.beta"] for row in rows] == [0, 10, "10", "110"]
+    assert [row["options"]["model.base_lr"] for row in rows] == [0, 10, "10", "110"]
     assert rows[1]["key"] == rows[2]["key"]
     assert rows[1]["scores"] == rows[2]["scores"]
     assert len({row["key"] for row in rows}) == len(calls()) / 2 == 3
@@ -146,7 +159,7 @@ def test_a_failed_run_leaves_the_rest_and_is_done_again(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(
-        axes={"method": {"VICReg": {"model": "VICReg"}}, "model.beta": [7, 8, 1]}, seeds=[0]
+        axes={"method": {"VICReg": {"model": "VICReg"}}, "model.base_lr": [7, 8, 1]}, seeds=[0]
     )
     with pytest.raises(SystemExit) as done:
         run(path)
@@ -156,7 +169,7 @@ def test_a_failed_run_leaves_the_rest_and_is_done_again(
     assert raised["error"] == "RuntimeError: out of memory"
     assert "scores" not in raised
     assert fine["scores"]["few_label_top1"] == 0.51
-    assert "Traceback" in next(Path("runs/sweeps/small/logs").glob("*beta_8*")).read_text()
+    assert "Traceback" in next(Path("runs/sweeps/small/logs").glob("*base_lr_8*")).read_text()
     assert "2 failed. The same command does them again." in capsys.readouterr().out
     before = len(calls())
     with pytest.raises(SystemExit):
@@ -166,7 +179,7 @@ def test_a_failed_run_leaves_the_rest_and_is_done_again(
 
 @pytest.mark.usefixtures("inline")
 def test_an_interrupted_run_is_resumed(capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(axes={"method": {"VICReg": {"model": "VICReg", "model.beta": 99}}}, seeds=[0])
+    path = write(axes={"method": {"VICReg": {"model": "VICReg", "model.base_lr": 99}}}, seeds=[0])
     with pytest.raises(SystemExit) as done:
         run(path)
     assert done.value.code == 130
@@ -198,7 +211,7 @@ def test_dry_run_prints_what_one_would_type(capsys: pytest.CaptureFixture[str]) 
     assert [shlex.split(line) for line in lines] == [["duality-ssl", *words] for words in calls()]
 
 
-TUNE = {"at": {}, "validation": 0.25, "method": {"VICReg": {"model.beta": [1, 3, 2]}}}
+TUNE = {"at": {}, "validation": 0.25, "method": {"VICReg": {"model.base_lr": [1, 3, 2]}}}
 
 
 @pytest.mark.usefixtures("inline")
@@ -211,15 +224,24 @@ def test_tuning_fixes_the_options_of_the_grid(
     run(write(tune=TUNE), select=select)
     rows = read_rows(ROWS)
     trials = [row for row in rows if row.get("phase") == "tune"]
-    assert [row["options"]["model.beta"] for row in trials] == [1, 3, 2]
+    assert [row["options"]["model.base_lr"] for row in trials] == [1, 3, 2]
     assert {row["options"]["data.validation"] for row in trials} == {0.25}
     grid = [row for row in rows if "phase" not in row]
     assert len(grid) == 4
-    assert [row["options"].get("model.beta") for row in grid] == [beta, beta, None, None]
+    assert [row["options"].get("model.base_lr") for row in grid] == [beta, beta, None, None]
     assert not any("data.validation" in row["options"] for row in grid)
     out = capsys.readouterr().out
-    assert f"chooses model.beta {beta}" in out
-    assert ("by its own choice 0.53 with model.beta 3: a gap of 0.02" in out) == gap
+    assert f"chooses model.base_lr {beta}" in out
+    assert ("by its own choice 0.53 with model.base_lr 3: a gap of 0.02" in out) == gap
+
+
+@pytest.mark.usefixtures("inline")
+def test_tuning_keeps_its_cell_in_a_part_of_the_grid() -> None:
+    data = {"small": {"data.subset": 10}, "large": {"data.subset": 20}}
+    path = write(axes={"method": METHODS, "data": data}, tune=TUNE | {"at": {"data": "small"}})
+    run(path, only=["data=large", "method=VICReg"])
+    rows = read_rows(ROWS)
+    assert [row["options"]["data.subset"] for row in rows] == [10, 10, 10, 20, 20]
 
 
 @pytest.mark.usefixtures("inline")
@@ -238,6 +260,20 @@ def test_an_option_that_the_command_refuses_is_refused_before_any_run() -> None:
     with pytest.raises(ValueError, match=r"small, VICReg: VICReg has no option 'gamma'. Did you"):
         run(write(options={"model.gamma": 1}))
     assert not calls()
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_job_begins_no_run_without_its_parent() -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    Job(planned(write()), command, parent=ended.pid)()
+    assert not calls()
+    job = Job(planned(write())[:1], command, parent=os.getpid())
+    job()
+    assert len(calls()) == 2
+    assert job.checkpoint().function is job  # requeued, it finds the result
+    job()
+    assert len(calls()) == 2
 
 
 def test_duration_in_words() -> None:

@@ -1,8 +1,8 @@
 """Offline evaluation at the end of ``trainer.test``: frozen features, ``evaluation.json``."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from duality_ssl.callbacks.frozen import FeatureCache, Features, FeatureStores, compute_features
-from duality_ssl.callbacks.outputs import output_path
+from duality_ssl.callbacks.outputs import output_path, weights_file
 from duality_ssl.data import SSLDataModule, TransferSet
 from duality_ssl.evaluation import OF_NETWORK, QUICK, Settings, check_protocols, evaluate
 from duality_ssl.files import write_atomically
@@ -37,8 +37,7 @@ class OfflineEvaluation(Callback):
             ``sets`` of the results, logged as ``test/SET/NAME``. All processes share the work on
             the features.
         cache: Keep the features beside the checkpoint, in ``features-cache/``: the next test of
-            the same checkpoint and images takes them from there, and shows the network no more
-            than the first batch of each loader.
+            the same checkpoint and images takes them from there, without a forward pass.
         **settings: Fields of :class:`duality_ssl.evaluation.Settings`.
 
     Raises:
@@ -47,7 +46,7 @@ class OfflineEvaluation(Callback):
     """
 
     def __init__(
-        self, sets: tuple[TransferSet, ...] = (), cache: bool = True, **settings: Any
+        self, sets: Sequence[TransferSet] = (), cache: bool = True, **settings: Any
     ) -> None:
         self.sets = {each.title: each for each in sets}
         self.cache = cache
@@ -64,30 +63,30 @@ class OfflineEvaluation(Callback):
         self._transfer: dict[str, SSLDataModule] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Read the further data sets, and the features of an earlier test if they are kept."""
-        if stage != "test":
-            return
+        """Read the further data sets, so that missing files are found at once."""
         data = getattr(trainer, "datamodule", None)
-        if isinstance(data, SSLDataModule):
-            self._transfer = {name: each.images(data) for name, each in self.sets.items()}
-            # of a part of the images nothing is kept
-            if self.cache and trainer.ckpt_path and trainer.limit_test_batches == 1.0:
-                self._cache = FeatureCache(trainer)
-                self._cached = self._cache.read("test", data)
-        elif self.sets:
+        if stage != "test" or not self.sets:
+            return
+        if not isinstance(data, SSLDataModule):
             raise ValueError(
                 "Expected an SSLDataModule with `evaluation.sets`, whose images are prepared as "
                 f"its own, but got {type(data).__name__}."
             )
-        if self._cached is not None:
-            trainer.limit_test_batches = 1  # a loop without batches would call no hooks
+        self._transfer = {name: each.images(data) for name, each in self.sets.items()}
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the trainer as it was."""
-        if self._cached is not None:
-            trainer.limit_test_batches = 1.0
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the features of an earlier test if they are kept; then no batch is loaded."""
+        data: Any = getattr(trainer, "datamodule", None)
+        loaders: Any = trainer.test_dataloaders
         self._cache = self._cached = None
-        self._transfer = {}
+        if not (self.cache and trainer.ckpt_path and isinstance(data, SSLDataModule)):
+            return
+        if [len(loader) for loader in loaders] != trainer.num_test_batches:
+            return  # a part of the images
+        self._cache = FeatureCache(trainer)
+        self._cached = self._cache.read("test", data)
+        for loader in loaders if self._cached is not None else ():
+            loader.load_state_dict({**loader.state_dict(), "batches": len(loader)})
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with empty stores; require a training and a validation loader."""
@@ -126,6 +125,7 @@ class OfflineEvaluation(Callback):
         path = output_path(trainer, "evaluation.json")
         if not trainer.is_global_zero:
             return
+        weights = weights_file(trainer)
         results = self._evaluate(trainer, pl_module, getattr(trainer, "datamodule", None), features)
         _log(pl_module, "test", results)
         sets = {}
@@ -137,7 +137,7 @@ class OfflineEvaluation(Callback):
             **results,
             **({"sets": sets} if sets else {}),
             "method": type(pl_module).__name__,
-            "checkpoint": Path(trainer.ckpt_path).name if trainer.ckpt_path else None,
+            "checkpoint": weights.name if weights else None,
             "num_features": features["train_features"].shape[1],
             "settings": asdict(self.settings),
         }

@@ -108,15 +108,21 @@ def gather_strings(strings: Sequence[str], device: torch.device) -> list[str]:
     return [os.fsdecode(string) for string in joined.split(b"\0")[:-1]]
 
 
+def weights_file(trainer: Trainer) -> Path | None:
+    """The checkpoint in use, or the file of a `duality_ssl.methods.FrozenBackbone`."""
+    path = trainer.ckpt_path or getattr(trainer.lightning_module, "weights", None)
+    return Path(path) if isinstance(path, str | Path) else None
+
+
 def output_path(trainer: Trainer, filename: str) -> Path:
-    """Path of a file about the checkpoint in use, beside it.
+    """Path of a file about the weights in use, beside them.
 
     ``evaluation-best.json`` is about ``best.ckpt``, ``evaluation.json`` about ``last.ckpt``.
-    Without a checkpoint it is in the run's folder, which all processes agree on: call it on all.
+    Without weights it is in the run's folder, which all processes agree on: call it on all.
     """
     run = trainer.log_dir or trainer.default_root_dir
-    if not trainer.ckpt_path:
+    weights, plain = weights_file(trainer), Path(filename)
+    if weights is None:
         return Path(run) / filename
-    checkpoint, plain = Path(trainer.ckpt_path), Path(filename)
-    mark = "" if checkpoint.stem == "last" else f"-{checkpoint.stem}"
-    return checkpoint.parent / f"{plain.stem}{mark}{plain.suffix}"
+    mark = "" if trainer.ckpt_path and weights.stem == "last" else f"-{weights.stem}"
+    return weights.parent / f"{plain.stem}{mark}{plain.suffix}"

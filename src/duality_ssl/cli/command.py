@@ -28,7 +28,7 @@ from duality_ssl.cli.config_files import CommandLine
 from duality_ssl.cli.messages import explain, no_method, options_of, refuse, sentence_of, subclasses
 from duality_ssl.cli.tools import TOOLS, run_tool
 from duality_ssl.data import SSLDataModule, create_source
-from duality_ssl.methods import JointEmbedding
+from duality_ssl.methods import FrozenBackbone, JointEmbedding
 from duality_ssl.methods.strategy import check_strategy
 from duality_ssl.registry import imports_as_before, limit_imports
 from duality_ssl.runs.checkpoint_io import AtomicCheckpointIO
@@ -100,6 +100,7 @@ class Command(LightningCLI):
 
     resume = Resume()
     checkpoint: Path | None = None  # of the weights
+    plain: str | None = None  # weights without a checkpoint: a backbone's file
 
     def __init__(self, line: CommandLine) -> None:
         self.line = line
@@ -226,12 +227,14 @@ class Command(LightningCLI):
         """Refuse a missing method; give the data the seed and the method the channels."""
         options = self.options
         model, data = options.model, options.data
-        if model.class_path.rpartition(".")[2] == JointEmbedding.__name__:
+        if self.subcommand in ("test", "predict") and self.checkpoint is None:
+            self.plain = model.get("init_args.pretrained")
+        if self.plain is None and model.class_path.rpartition(".")[2] == JointEmbedding.__name__:
             refuse(no_method(method_names()))
         data.seed = int(options.seed_everything)
         if model.get("init_args.in_channels", 3) is None:  # a method may not take any
             model.init_args.in_channels = create_source(data.source, data.root).channels
-        if self.subcommand != "fit" and self.checkpoint is None:
+        if self.subcommand != "fit" and self.checkpoint is None and self.plain is None:
             rank_zero_warn("Without --ckpt_path the network is untrained: its weights are random.")
         self.run_config = dump_run_config(self.options_parser, options)
         # the folder of a run is known later, and a logger may write as soon as it is built
@@ -240,6 +243,19 @@ class Command(LightningCLI):
         listed = named if isinstance(named, list) else [named]
         self.named = [each.as_dict() for each in listed if isinstance(each, Namespace)]
         options.trainer.logger = False
+
+    def instantiate_classes(self) -> None:
+        """Build what the options name; of plain weights the backbone alone, without a method."""
+        if self.plain is None:
+            super().instantiate_classes()
+            return
+        config = self.config.clone()
+        named = config[self.subcommand].pop("model").init_args
+        self.config_init = self.parser.instantiate(config)
+        self.datamodule = self._get(self.config_init, "data")
+        shape = {name: named.get(name) for name in ("backbone", "in_channels", "image_size")}
+        self.model = FrozenBackbone(weights=self.plain, **shape)
+        self.trainer = self.instantiate_trainer()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer with the callbacks of the subcommand; a fit has its folder, too."""

@@ -164,7 +164,7 @@ def _kind(hint: Any) -> str:
     choices = [repr(member) for member in members if isinstance(member, str | int)]
     kinds = [
         f"[{', '.join(map(_kind, get_args(member)))}]"
-        if get_origin(member) in (tuple, list)
+        if get_origin(member) in (tuple, list, Sequence)
         else getattr(member, "__name__", str(member))
         for member in members
         if not isinstance(member, str | int)

@@ -53,5 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--select", metavar="SCORE", help="tune by this score, such as rankme")
     sweep.add_argument("--tune-only", action="store_true", help="stop after tuning")
     report.add_argument("paths", type=Path, nargs="+", help="JSONL files of rows, or folders")
+    report.add_argument("--out", type=Path, help="folder; by default report/ beside the first path")
     export.add_argument("run", type=Path, help="folder of a run, or a checkpoint")
+    export.add_argument("--to", required=True, help="torchvision, timm, safetensors or onnx")
+    export.add_argument("--out", type=Path, help="the file; by default beside the checkpoint")
     return parser

@@ -43,7 +43,8 @@ class Passes:
         self.data = data
         self.device = device
         self.seed = seed
-        self._dataset: Any = data.test_dataloader()[("train", "val").index(split)].dataset
+        loader: Any = data.test_dataloader()[("train", "val").index(split)]
+        self._dataset = loader.dataset
         self.labels: Tensor = self._dataset.images.labels
         """Classes of all images, shape ``(N,)``; -1 is unlabelled."""
 

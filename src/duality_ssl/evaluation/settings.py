@@ -1,5 +1,6 @@
 """What the offline protocols leave open."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ class Settings:
     """Options of the offline protocols, the same for every method.
 
     Args:
-        protocols: Names of the protocols to run, see `duality_ssl.evaluation.PROTOCOLS`.
+        protocols: Names of the protocols to run: keys of `LABELLED`, `LABEL_FREE` and `OF_NETWORK`.
         k: Neighbors that vote in the k-NN; one number, or several for one search.
         temperature: Temperature of the neighbors' votes.
         max_linear_samples: Most training samples that a logistic regression is fitted on.
@@ -30,19 +31,19 @@ class Settings:
         ValueError: If a number is not positive, or a list is empty.
     """
 
-    protocols: tuple[str, ...] = QUICK
-    k: int | tuple[int, ...] = 5
+    protocols: Sequence[str] = QUICK
+    k: int | Sequence[int] = 5
     temperature: float = 0.07
     max_linear_samples: int = 50_000
     labels_per_class: int = 5
     few_label_draws: int = 20
     batch_size: int = 256
     sgd_epochs: int = 100
-    sgd_learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    sgd_learning_rates: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0)
     finetune_epochs: int = 30
     finetune_optimizer: Literal["sgd", "adamw"] = "sgd"
     finetune_lr: float = 0.05
-    finetune_fractions: tuple[float, ...] = (1.0,)
+    finetune_fractions: Sequence[float] = (1.0,)
 
     def __post_init__(self) -> None:
         """Refuse a number that no protocol can take, before features are computed."""

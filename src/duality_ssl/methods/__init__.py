@@ -1,12 +1,14 @@
 """Methods: each is its criterion and `JointEmbedding`'s training step."""
 
 from duality_ssl import criteria
+from duality_ssl.methods.frozen import FrozenBackbone
 from duality_ssl.methods.joint_embedding import JointEmbedding
 
 __all__ = [
     "DCL",
     "TCR",
     "BarlowTwins",
+    "FrozenBackbone",
     "JointEmbedding",
     "SimCLR",
     "SpectralContrastive",

@@ -22,7 +22,7 @@ from duality_ssl.distributed import process_group
 from duality_ssl.methods import optimization
 from duality_ssl.methods.strategy import check_strategy
 from duality_ssl.networks import weights
-from duality_ssl.networks.backbones import build_backbone, check_features
+from duality_ssl.networks.backbones import build_backbone, check_features, check_images
 from duality_ssl.networks.batch_norm import synchronize_batch_norm
 from duality_ssl.networks.projector import create_projector
 from duality_ssl.optim import LARS, fuse
@@ -64,8 +64,9 @@ class JointEmbedding(LightningModule):
         joint_forward: Send both views through the network in one call, so that batch norm sees
             their 2 N images together, as in SimCLR's original code. The default is one call a view,
             N images each, as in the code of VICReg and Barlow Twins.
-        pretrained: File of weights that a fit starts from: a checkpoint of this package, or the
-            state dict of a backbone (``.pt``, ``.pth``, ``.safetensors``).
+        pretrained: File of weights that a fit starts from, and that a test without a checkpoint
+            evaluates: a checkpoint of this package, or the state dict of a backbone (``.pt``,
+            ``.pth``, ``.safetensors``).
         channels_last: Keep the backbone's weights, and so its maps, in the channels-last layout:
             other rounding, and faster convolutions on CPUs and in half precision on GPUs.
         compile: Let `torch.compile` build the kernels of a fit; its first steps take longer.
@@ -227,17 +228,7 @@ class JointEmbedding(LightningModule):
 
     def check_images(self, channels: int, size: int | None) -> None:
         """Raise ``ValueError`` for images that the backbone cannot take; ``size`` in pixels."""
-        if channels != self.in_channels:
-            raise ValueError(
-                f"Expected images of {self.in_channels} channels, but the data has {channels}. "
-                f"Set --model.in_channels {channels}."
-            )
-        patches: Any = getattr(self.backbone, "patch_embed", None)  # of a transformer
-        if size and getattr(patches, "strict_img_size", False) and size not in patches.img_size:
-            raise ValueError(
-                f"Expected images of {patches.img_size[0]} pixels, but the data has {size}. "
-                f"Set --model.image_size {size}, or --data.image_size {patches.img_size[0]}."
-            )
+        check_images(self.backbone, self.in_channels, channels, size)
 
     def check_weights(self, checkpoint: Mapping[str, Any]) -> None:
         """Raise ``ValueError`` for a checkpoint of another network, with the options that fit."""

@@ -133,6 +133,21 @@ def check_features(features: Any, rows: int, num_features: int) -> None:
         )
 
 
+def check_images(backbone: Any, in_channels: int, channels: int, size: int | None) -> None:
+    """Raise ``ValueError`` for images that a backbone cannot take; ``size`` in pixels."""
+    if channels != in_channels:
+        raise ValueError(
+            f"Expected images of {in_channels} channels, but the data has {channels}. "
+            f"Set --model.in_channels {channels}."
+        )
+    patches: Any = getattr(backbone, "patch_embed", None)  # of a transformer
+    if size and getattr(patches, "strict_img_size", False) and size not in patches.img_size:
+        raise ValueError(
+            f"Expected images of {patches.img_size[0]} pixels, but the data has {size}. "
+            f"Set --model.image_size {size}, or --data.image_size {patches.img_size[0]}."
+        )
+
+
 @cache
 def _torchvision_names() -> tuple[str, ...]:
     """Torchvision's ResNets and ConvNeXts, then the ResNets with the small-image suffix."""

@@ -1,9 +1,11 @@
-"""Save and load the weights of a backbone, without running code of a file."""
+"""Save, load and export the weights of a backbone, without running code of a file."""
 
+import io
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -11,8 +13,32 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from duality_ssl.files import write_atomically
+from duality_ssl.networks.targets import LIBRARIES, Network, check_library, onnx_graph
+from duality_ssl.registry import nearest
+
+Default = TypeVar("Default")
 
 _PREFIXES = ("", "backbone.", "module.", "module.backbone.")
+
+SUFFIXES = {
+    "torchvision": (".pth", ".pt"),
+    "timm": (".safetensors",),
+    "safetensors": (".safetensors",),
+    "onnx": (".onnx",),
+}
+"""What `export_backbone` writes, and how the names of such files end."""
+
+
+class Exported(NamedTuple):
+    """What `export_backbone` has written."""
+
+    network: Network
+    about: dict[str, Any]
+    """As `duality_ssl.JointEmbedding.about_backbone`."""
+    shapes: list[torch.Size]
+    """Of the tensors."""
+    left_out: dict[str, int]
+    """Tensors of the run's other modules, by module."""
 
 
 def save_backbone(
@@ -23,27 +49,59 @@ def save_backbone(
     The metadata ``about``, as from `duality_ssl.JointEmbedding.about_backbone`, is written as JSON
     where it is no string, and left out where it is None.
     """
-    given = {str(key): value for key, value in (about or {}).items() if value is not None}
-    texts = {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in given.items()}
-    # copies: the format takes neither channels-last tensors nor tensors that share memory
-    tensors = {
-        key: weight.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, weight in weights.items()
-    }
-    content = save(tensors, metadata={"format": "pt", **texts})
+    content = save(_plain(weights), metadata={"format": "pt", **_texts(about or {})})
     write_atomically(Path(path), lambda file: file.write(content))
 
 
-def export_backbone(checkpoint: str | Path, path: str | Path) -> None:
-    """Write the backbone in a run's checkpoint to a safetensors file, as the end of a fit does."""
+def export_backbone(checkpoint: str | Path, path: str | Path, to: str = "safetensors") -> Exported:
+    """Write the backbone in a run's checkpoint for another library, and say what is left out.
+
+    Args:
+        checkpoint: A checkpoint of a run.
+        path: The file; its folder is created.
+        to: ``torchvision``, a state dict for its network without the last layer; ``timm``, a
+            safetensors file for ``timm.create_model(NAME, checkpoint_path=path, num_classes=0)``;
+            ``safetensors``, the file that the end of a fit writes, of any network; ``onnx``, the
+            network with its weights.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If it is no checkpoint of a run, or the library has no network that computes the
+            same features with these weights; the message names what works instead.
+    """
+    path = Path(path)
+    if to not in SUFFIXES:
+        raise ValueError(f"Expected `to` to be one of {', '.join(SUFFIXES)}, but got {to!r}.")
+    if path.suffix not in SUFFIXES[to]:
+        ends = " or ".join(SUFFIXES[to])
+        raise ValueError(f"Expected a file for {to} to end in {ends}, but got {path}.")
     content = _load(Path(checkpoint))
-    weights = _below(_named(content, checkpoint), "backbone.")
+    named = _named(content, checkpoint)
+    weights = _plain(_below(named, "backbone."))
     if not weights:
         raise ValueError(
             f"Expected {checkpoint} to be a checkpoint of a run, but it holds no backbone."
         )
-    save_backbone(weights, path, content.get("about_backbone"))
-    rank_zero_info(f"Wrote the {len(weights)} tensors of the backbone in {checkpoint} to {path}.")
+    about = _mapping(content.get("about_backbone"))
+    network = _network(about, _mapping(content.get("hyper_parameters")))
+    if to in LIBRARIES:
+        check_library(to, network, weights)
+    if to == "torchvision":
+        buffer = io.BytesIO()
+        torch.save(weights, buffer)
+        write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+    elif to == "onnx":
+        graph = onnx_graph(network, weights, _texts(about))
+        write_atomically(path, lambda file: file.write(graph))
+    else:
+        save_backbone(weights, path, about)
+    others = Counter(key.partition(".")[0] for key in named if not key.startswith("backbone."))
+    counts = ", ".join(f"{count} of the {name}" for name, count in others.items()) or "none"
+    rank_zero_info(
+        f"Wrote the {len(weights)} tensors of the backbone in {checkpoint} to {path}, without the "
+        f"prefix 'backbone.'. Left out, as pretraining alone uses them: {counts}."
+    )
+    return Exported(network, about, [weight.shape for weight in weights.values()], dict(others))
 
 
 def load_backbone(backbone: nn.Module, path: str | Path) -> None:
@@ -67,15 +125,17 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
         (_below(weights, prefix) for prefix in _PREFIXES),
         key=lambda candidate: len(wanted.keys() & candidate.keys()),
     )
-    # old files lack these counts, which no forward pass reads
-    needed = [key for key in wanted if not key.endswith("num_batches_tracked")]
-    missing = [key for key in needed if key not in found]
-    if missing:
-        raise ValueError(
-            f"Expected {path} to hold the {len(needed)} tensors of the backbone, but "
-            f"{len(missing)} are missing, {missing[0]} first. Is it another backbone's?"
-        )
     taken = {key: found[key] for key in wanted if key in found}
+    missing = [key for key in wanted if key not in found]
+    # old files lack these counts, which no forward pass reads
+    needed = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if needed:
+        near = nearest(needed[0], weights) or list(weights)[:3]
+        raise ValueError(
+            f"Expected {path} to hold the {len(wanted)} tensors of the backbone, but "
+            f"{f'{len(needed)} are' if taken else 'none is there: all are'} missing, {needed[0]} "
+            f"first. The nearest in the file: {', '.join(near)}. Is it another backbone's?"
+        )
     for key, tensor in taken.items():
         if tensor.shape != wanted[key].shape:
             raise ValueError(
@@ -84,9 +144,42 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
             )
     backbone.load_state_dict({**wanted, **taken})
     rank_zero_info(
-        f"Loaded {len(taken)} tensors of the backbone from {path}; "
-        f"{len(weights) - len(taken)} others in the file were left out."
+        f"Loaded {len(taken)} of the backbone's {len(wanted)} tensors from {path}. Missing: "
+        f"{len(missing)} (counts of batches). Others in the file, left out: "
+        f"{len(weights) - len(taken)}."
     )
+
+
+def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies: safetensors takes neither channels-last tensors nor tensors that share memory."""
+    return {
+        key: weight.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, weight in weights.items()
+    }
+
+
+def _texts(about: Mapping[str, Any]) -> dict[str, str]:
+    given = {str(key): value for key, value in about.items() if value is not None}
+    return {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in given.items()}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _network(about: Mapping[str, Any], arguments: Mapping[str, Any]) -> Network:
+    """The network that a checkpoint describes; a dotted path in it is a name like any other."""
+    said, size = {**arguments, **about}, arguments.get("image_size")
+    return Network(
+        name=str(said.get("backbone")),
+        in_channels=_whole(said.get("in_channels"), 3),
+        image_size=_whole(size, None),
+        side=_whole(size or about.get("image_size"), 224),
+    )
+
+
+def _whole(value: Any, default: Default) -> int | Default:
+    return value if isinstance(value, int) else default
 
 
 def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

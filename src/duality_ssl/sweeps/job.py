@@ -34,18 +34,24 @@ class Job:
         runs: In order.
         command: Runs the words of a command line.
         again: Train from scratch what an older version has trained.
+        parent: Process without which no further run is begun, if it is on this machine.
     """
 
-    def __init__(self, runs: Sequence[Run], command: Command, again: bool = False) -> None:
+    def __init__(
+        self, runs: Sequence[Run], command: Command, again: bool = False, parent: int | None = None
+    ) -> None:
         self.runs = runs
         self.command = command
         self.again = again
+        self.parent = parent
 
     def __call__(self) -> None:
         """Do the runs; a failed one leaves the rest."""
         signal.signal(signal.SIGTERM, _exit)  # in a fit its own handler takes this place
         first = os.environ.get("SLURM_PROCID", "0") == "0"
         for run in self.runs:
+            if self.parent and not _lives(self.parent):
+                return
             if not run.result.is_file():
                 row = execute(run, self.command, self.again)
                 if first:
@@ -139,6 +145,14 @@ def refusal(log: Path) -> str | None:
     lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
     refused = lines and lines[-1].startswith(_REFUSED)
     return lines[-1].removeprefix(_REFUSED) if refused else None
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _exit(number: int, frame: object) -> None:

@@ -136,7 +136,8 @@ def do_runs(
                 taken = [waiting.popleft() for _ in range(share)]
                 for run in taken:
                     run.result.unlink(missing_ok=True)
-                jobs[pool.submit(Job(taken, command, again))] = taken
+                parent = None if pool.on_slurm else os.getpid()
+                jobs[pool.submit(Job(taken, command, again, parent))] = taken
             for started, left in [*jobs.items()]:
                 ended = pool.ended(started)  # asked first: what is not there then will not come
                 _collect(left, on_row)

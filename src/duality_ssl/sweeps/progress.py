@@ -1,10 +1,11 @@
 """How far a sweep is: a table in a terminal, a line for each run that has ended elsewhere."""
 
+import re
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from duality_ssl.sweeps.rows import Row, summary
@@ -91,16 +92,23 @@ class Progress:
             )
         for run in running:
             seconds = now - self._started[run.key]
-            lines.append(f"running  {run.title}  {duration(seconds)}  {last_line(run.log)}")
-        return [*lines, f"time left: {self._time_left(now)}"]
+            lines.append(f"running  {run.title}  {duration(seconds)}  {last_epoch(run.log)}")
+        return [*lines, f"time left: {self._time_left(running, now)}"]
 
-    def _time_left(self, now: float) -> str:
-        if not self._seconds:
-            return "known after the first run"
-        mean = sum(self._seconds) / len(self._seconds)
+    def _time_left(self, running: Sequence[Run], now: float) -> str:
+        seconds = self._seconds or [*self._expected(running, now)]
+        if not seconds:
+            return "known after an epoch"
+        mean = sum(seconds) / len(seconds)
         waiting = sum(state == "waiting" for state in self._state.values())
         rest = [max(0.0, mean - (now - started)) for started in self._started.values()]
         return f"about {duration((waiting * mean + sum(rest)) / self._at_once)}"
+
+    def _expected(self, running: Sequence[Run], now: float) -> Iterator[float]:
+        """Seconds that each run will take, by its epochs so far."""
+        for run in running:
+            if found := re.match(r"epoch (\d+)/(\d+)", last_epoch(run.log)):
+                yield (now - self._started[run.key]) * int(found[2]) / int(found[1])
 
     def _erase(self) -> None:
         if self._drawn:
@@ -116,13 +124,12 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def last_line(log: Path) -> str:
-    """What a run has printed last, in one line."""
+def last_epoch(log: Path) -> str:
+    """The line that a run has printed of its last epoch."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 500))
             lines = file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return ""
-    written = [line.strip() for line in lines if line.strip()]
-    return written[-1] if written and not written[-1].startswith("$ ") else ""
+    return next((line for line in reversed(lines) if line.startswith("epoch ")), "")

@@ -13,7 +13,13 @@ from duality_ssl.sweeps.pool import Pool, do_runs
 from duality_ssl.sweeps.progress import Progress
 from duality_ssl.sweeps.rows import Row, all_rows, append_row, identity
 from duality_ssl.sweeps.runs import FOLDER, Command, Planner, Run
-from duality_ssl.sweeps.specification import Options, Specification, Tuning, read_specification
+from duality_ssl.sweeps.specification import (
+    Label,
+    Options,
+    Specification,
+    Tuning,
+    read_specification,
+)
 from duality_ssl.sweeps.tuning import choose
 
 
@@ -49,14 +55,15 @@ def sweep(
         ValueError: If the file is not valid, or the command refuses one of its options.
         SystemExit: With code 1 if a run failed, with 130 after Ctrl+C.
     """
-    specification = read_specification(file).only(only)
-    tune = specification.tune
+    whole = read_specification(file)
+    specification, tune = whole.only(only), whole.tune
     if tune is None and (tune_only or select):
         raise ValueError(f"Expected a block `tune` in {file} for --tune-only and --select.")
     path = rows or FOLDER / specification.name / "rows.jsonl"
     failed = 0
     if tune is not None:
-        trials = _Phase(_trials(specification, tune, command), path, rerun)
+        runs = _trials(whole, tune, [*specification.axes[tune.axis]], command)
+        trials = _Phase(runs, path, rerun)
         failed += trials.do(command, jobs, specification.slurm, dry_run)
         specification = _tuned(specification, tune, trials, select or tune.score)
     if not tune_only:
@@ -69,12 +76,14 @@ def sweep(
         raise SystemExit(1)
 
 
-def _trials(specification: Specification, tune: Tuning, command: Command) -> list[Run]:
-    """A run for each configuration of each label, scored on a part of the training set."""
+def _trials(
+    specification: Specification, tune: Tuning, labels: Sequence[Label], command: Command
+) -> list[Run]:
+    """A run for each configuration of the labels, scored on a part of the training set."""
     held_out = {"data.validation": tune.validation}
     planner = Planner(replace(specification, options=specification.options | held_out), command)
     runs = []
-    for label in specification.axes[tune.axis]:
+    for label in labels:
         at = {tune.axis: label, **tune.at}
         cell = {axis: at[axis] for axis in specification.axes}
         for options in tune.grids.get(label, []):
