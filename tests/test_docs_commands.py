@@ -56,6 +56,12 @@ LONG = {
     and words[1] not in TOOLS
     and not PARSED_ONLY & {*words}
 }
+# whole grids, whose first and last cells tests/sweeps resolves in the fast suite
+GRIDS = {
+    text
+    for text, words in COMMANDS.items()
+    if words[1:2] == ["sweep"] and text not in IN_README and not {"--only", "--dry-run"} & {*words}
+}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -287,7 +293,7 @@ TRIED_BY: dict[str, Callable[[list[str]], None]] = {
 
 
 TRIED = [
-    pytest.param(text, id=text, marks=[pytest.mark.slow] if text in LONG else [])
+    pytest.param(text, id=text, marks=[pytest.mark.slow] if text in {*LONG, *GRIDS} else [])
     for text in sorted(COMMANDS.keys() - OWN.keys())
 ]
 

@@ -32,8 +32,17 @@ BYOL_COLOURS = {  # BYOL, table 6 of its appendix; VICReg's and Barlow Twins' co
 CROP_AND_BLUR = {  # SimCLR, appendix A; BYOL, appendix B
     "scale": [0.08, 1.0],
     "ratio": [3 / 4, 4 / 3],
+    "interpolation": "bilinear",
     "flip": 0.5,
     "sigma": [0.1, 2.0],
+}
+ASYMMETRIC = {  # BYOL, table 6; VICReg's code crops bicubic
+    "data.view1": {
+        **{**CROP_AND_BLUR, "interpolation": "bicubic"},
+        **BYOL_COLOURS,
+        **{"blur": 1.0, "solarize": 0.0},
+    },
+    "data.view2": {**NO_CHANGE, "blur": 0.1, "solarize": 0.2},
 }
 IMAGENET = {  # Garrido et al., section 5 and supplement: 100 epochs, batch 2048, BYOL's views
     "trainer.max_epochs": 100,
@@ -41,8 +50,7 @@ IMAGENET = {  # Garrido et al., section 5 and supplement: 100 epochs, batch 2048
     "trainer.sync_batchnorm": True,
     "data.batch_size": 256,
     "data.image_size": 224,
-    "data.view1": {**CROP_AND_BLUR, **BYOL_COLOURS, "blur": 1.0, "solarize": 0.0},
-    "data.view2": {**NO_CHANGE, "blur": 0.1, "solarize": 0.2},
+    **ASYMMETRIC,
     "model.init_args.backbone": "resnet50",
     "model.init_args.projector": "8192-8192-d",
     "model.init_args.embedding_dim": 8192,
@@ -112,9 +120,8 @@ RESOLVED: dict[str, dict[str, Any]] = {
         "model.init_args.temperature": 0.15,
         "model.init_args.normalization": "embeddings",
     },
-    "data/imagenet.yaml": {  # defaults
-        "data.view1": {**CROP_AND_BLUR, **BYOL_COLOURS, "blur": 0.5, "solarize": 0},
-        "data.view2": NO_CHANGE,
+    "data/imagenet.yaml": {  # but for the views, defaults
+        **ASYMMETRIC,
         "data.batch_size": 256,
         "seed_everything": 0,
         "model.init_args.backbone": "resnet50",

@@ -142,6 +142,13 @@ def test_good_folder_warns_of_nothing(labelled: Path) -> None:
         assert len(list(module.train_dataloader())) == 3
 
 
+def test_each_view_has_its_own_interpolation(labelled: Path) -> None:
+    images = dataset(labelled)
+    images.views = (View(), View(interpolation="bicubic"))
+    boxes = images.draw_crops(40, 30, index=3, epoch=0)
+    assert [box.interpolation for box in boxes] == ["bilinear", "bicubic"]
+
+
 def test_crops_are_a_function_of_seed_epoch_index_and_view(labelled: Path) -> None:
     images = dataset(labelled)
     first = images[request(3, 5)]

@@ -12,6 +12,7 @@ from helpers.image_files import write_image
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from torch import Tensor
 from torchvision import transforms as tv
+from torchvision.transforms import functional as tvf
 
 from duality_ssl.data.decode import Box, _reduce, centre_box, read_crops
 
@@ -91,6 +92,34 @@ def test_evaluation_sees_torchvisions_centre_crop(size: tuple[int, int], tmp_pat
     assert (ours.int() - reference).abs().max() <= 1
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_crops_are_torchvisions(interpolation: str, tmp_path: Path) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
+    image.save(tmp_path / "noise.png")
+    boxes = [Box(3, 5, 60, 41, interpolation), Box(9, 0, 12, 17, interpolation)]
+    mode = tv.InterpolationMode(interpolation)
+
+    def reference(box: Box) -> Tensor:
+        top, left, height, width = (int(box[i]) for i in (1, 0, 3, 2))
+        crop = tvf.resized_crop(image, top, left, height, width, [SIDE, SIDE], mode)
+        return tv.PILToTensor()(crop)
+
+    ours = read_crops(tmp_path / "noise.png", SIDE, lambda w, h: boxes)
+    expected = [reference(box) for box in boxes]
+    assert (torch.stack(ours).int() - torch.stack(expected)).abs().max() <= 1
+
+
+def test_parts_of_pixels_are_resized_as_asked(tmp_path: Path) -> None:
+    """Between two values lie those of bilinear interpolation; bicubic overshoots."""
+    step = np.repeat(np.uint8([100, 100, 100, 200, 200, 200]), 3).reshape(1, 6, 3).repeat(6, axis=0)
+    Image.fromarray(step).save(tmp_path / "step.png")
+    boxes = [Box(0.5, 0.5, 5, 5, each) for each in ("bilinear", "bicubic")]
+    bilinear, bicubic = read_crops(tmp_path / "step.png", 16, lambda w, h: boxes)
+    assert (bilinear.min(), bilinear.max()) == (100, 200)
+    assert bicubic.min() < 97
+    assert bicubic.max() > 203
+
+
 def big_jpeg(folder: Path) -> Path:
     write_image(folder / "big.jpg", seed=3, size=(801, 602))
     return folder / "big.jpg"
@@ -118,7 +147,7 @@ def test_reduced_decode_is_the_full_one(
 
     def reference(shift: int) -> torch.Tensor:
         crops = []
-        for left, top, width, height in boxes(801, 602):
+        for left, top, width, height, _ in boxes(801, 602):
             part = whole.transform(
                 (round(width), round(height)),
                 Image.Transform.EXTENT,

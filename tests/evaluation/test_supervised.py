@@ -180,9 +180,10 @@ def test_a_set_smaller_than_a_batch_is_one_batch(data: SSLDataModule) -> None:
 
 
 def test_crops_keep_the_geometry_of_the_view_alone() -> None:
-    data = SSLDataModule(view1=View(scale=(0.4, 0.9), flip=0.1, solarize=0.2))
+    view = View(scale=(0.4, 0.9), interpolation="bicubic", flip=0.1, solarize=0.2)
+    data = SSLDataModule(view1=view)
     kept = crops(data)
-    assert (kept.scale, kept.flip) == ((0.4, 0.9), 0.1)
+    assert (kept.scale, kept.flip, kept.interpolation) == ((0.4, 0.9), 0.1, "bilinear")
     assert (kept.jitter, kept.gray, kept.blur, kept.solarize) == (0, 0, 0, 0)
 
 

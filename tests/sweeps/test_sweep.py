@@ -262,6 +262,19 @@ def test_an_option_that_the_command_refuses_is_refused_before_any_run() -> None:
     assert not calls()
 
 
+@pytest.mark.parametrize("variable", ["SLURM_PROCID", "LOCAL_RANK"])
+def test_one_process_of_a_job_writes_the_row(
+    variable: str, inline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job on several GPUs has a process for each; all of them train."""
+    runs = planned(write())[:1]
+    for rank in ("1", "0"):
+        monkeypatch.setenv(variable, rank)
+        Job(runs, command)()
+        assert runs[0].result.is_file() == (rank == "0")
+    assert [words[0] for words in calls()] == ["fit", "test"] * 2
+
+
 @pytest.mark.usefixtures("inline")
 def test_a_job_begins_no_run_without_its_parent() -> None:
     with subprocess.Popen(["true"]) as ended:

@@ -197,5 +197,5 @@ class FileDataset(Dataset[Batch | BadImageError]):
             seed = derive_seed(CROP, self.seed, epoch, index, number)
             generator = torch.Generator().manual_seed(seed)
             top, left, h, w = draw_boxes(1, size, view.scale, view.ratio, generator)[0].tolist()
-            boxes.append(Box(left, top, w, h))
+            boxes.append(Box(left, top, w, h, view.interpolation))
         return boxes

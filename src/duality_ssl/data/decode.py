@@ -11,6 +11,8 @@ from PIL import ExifTags, Image, JpegImagePlugin
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from duality_ssl.data.augment.view import Interpolation
+
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 """Formats that are read, whatever the name says. Some of Pillow's others start a program."""
 
@@ -26,6 +28,8 @@ class Box(NamedTuple):
     top: float
     width: float
     height: float
+    interpolation: Interpolation = "bilinear"
+    """How the part is resized."""
 
 
 # turns the pixels of a file upright, by its orientation tag
@@ -72,7 +76,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def read_crops(
     path: Path, side: int, boxes_of: Callable[[int, int], Sequence[Box]], *, beyond: bool = False
 ) -> list[Tensor]:
-    """Read parts of an image file, each resized (bilinear, antialiased) to a square.
+    """Read parts of an image file, each resized with antialiasing to a square.
 
     The first image of an animation or of several pages is read, and turned upright by its EXIF tag.
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, for fewer inverse DCTs, if all boxes still
@@ -114,7 +118,8 @@ def read_crops(
     x = image.width - width / scale if orientation in (2, 3, 6, 7) else 0
     y = image.height - height / scale if orientation in (3, 4, 7, 8) else 0
     reduced = [
-        Box(b.left / scale + x, b.top / scale + y, b.width / scale, b.height / scale) for b in boxes
+        Box(left / scale + x, top / scale + y, wide / scale, high / scale, interpolation)
+        for left, top, wide, high, interpolation in boxes
     ]
     return [_cut(image, box, side, beyond) for box in reduced]
 
@@ -143,10 +148,11 @@ def _cut(image: Image.Image, box: Box, side: int, beyond: bool) -> Tensor:
         left, top, right, bottom = left - x, top - y, right - x, bottom - y
     if (left, top, right, bottom) != (0, 0, *image.size):
         edges = (left, top, right, bottom)
-        return _tensor(image.resize((side, side), Image.Resampling.BILINEAR, edges))
+        kernel = Image.Resampling[box.interpolation.upper()]
+        return _tensor(image.resize((side, side), kernel, edges))
     # three times as fast as Pillow, and equal but for a rounding in a thousand
     whole = _tensor(image).unsqueeze(0)
-    return interpolate(whole, (side, side), mode="bilinear", antialias=True).squeeze(0)
+    return interpolate(whole, (side, side), mode=box.interpolation, antialias=True).squeeze(0)
 
 
 def _tensor(image: Image.Image) -> Tensor:

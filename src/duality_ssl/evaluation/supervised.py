@@ -30,8 +30,9 @@ def labelled_rows(passes: Passes) -> Rows:
 
 
 def crops(data: SSLDataModule) -> View:
-    """Crop and flip of the first view of pretraining, without its colours and blur."""
-    return replace(data.views[0], jitter=0.0, gray=0.0, blur=0.0, solarize=0.0)
+    """Crop and flip of the first view of pretraining, bilinear, without its colours and blur."""
+    plain = replace(data.views[0], jitter=0.0, gray=0.0, blur=0.0, solarize=0.0)
+    return replace(plain, interpolation="bilinear")
 
 
 def train(

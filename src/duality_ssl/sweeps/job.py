@@ -48,7 +48,8 @@ class Job:
     def __call__(self) -> None:
         """Do the runs; a failed one leaves the rest."""
         signal.signal(signal.SIGTERM, _exit)  # in a fit its own handler takes this place
-        first = os.environ.get("SLURM_PROCID", "0") == "0"
+        # of the processes of a job on several GPUs: SLURM starts them, elsewhere Lightning does
+        first = {os.environ.get(name, "0") for name in ("SLURM_PROCID", "LOCAL_RANK")} == {"0"}
         for run in self.runs:
             if self.parent and not _lives(self.parent):
                 return

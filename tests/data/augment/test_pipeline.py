@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers.batched import TOLERANCE, generator, images
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from duality_ssl.data import Augmentation, Draws, View
@@ -75,6 +76,21 @@ def test_processes_augment_as_one(world: int, cropped: bool) -> None:
         for rank, part in enumerate(x.chunk(world))
     ]
     assert torch.equal(torch.cat(parts), expected)
+
+
+def test_bicubic_crops_are_clamped() -> None:
+    view = View(interpolation="bicubic", jitter=0, gray=0, blur=0)
+    augment = Augmentation(view, 24, (0.0,) * 3, (1.0,) * 3)
+    x = (images(16, 3).round() * 255).to(torch.uint8)  # black or white: it overshoots everywhere
+    draws = view.draw(16, generator(), (20, 24))
+
+    def reference(i: int) -> Tensor:
+        box, mode = draws.boxes[i].tolist(), InterpolationMode.BICUBIC
+        y = tv.resized_crop(x[i] / 255, *box, [24, 24], mode, antialias=True).clamp(0, 1)
+        return tv.horizontal_flip(y) if draws.flip[i] else y
+
+    out = augment.apply(x, draws)
+    torch.testing.assert_close(out, torch.stack([reference(i) for i in range(16)]), **TOLERANCE)
 
 
 def test_views_can_be_trained_on() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.batched import TOLERANCE, each, generator, images
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from duality_ssl.data.augment.spatial import (
@@ -18,9 +19,10 @@ from duality_ssl.data.augment.spatial import (
 from duality_ssl.data.augment.view import draw_boxes
 
 
+@pytest.mark.parametrize("mode", [InterpolationMode.BILINEAR, InterpolationMode.BICUBIC])
 @pytest.mark.parametrize("size", [8, 32, 48], ids=["down", "mixed", "up"])
 @pytest.mark.parametrize(("height", "width"), [(25, 61), (30, 64)], ids=["wide", "padded"])
-def test_resized_crop(size: int, height: int, width: int) -> None:
+def test_resized_crop(size: int, height: int, width: int, mode: InterpolationMode) -> None:
     x = images(24, 3, height, width)
     boxes = draw_boxes(24, (height, width), (0.01, 1.0), (0.5, 2.0), generator())
     boxes[0] = torch.tensor([0, 0, height, width])
@@ -28,11 +30,11 @@ def test_resized_crop(size: int, height: int, width: int) -> None:
     flip = torch.arange(24) % 2 == 0
 
     def reference(image: Tensor, box: list[int], flipped: bool) -> Tensor:
-        out = tv.resized_crop(image, *box, [size, size], antialias=True)
+        out = tv.resized_crop(image, *box, [size, size], mode, antialias=True)
         return tv.horizontal_flip(out) if flipped else out
 
     expected = each(reference, x, boxes.tolist(), flip.tolist())
-    out = Resampling(boxes, size, flip, x.device)(x)
+    out = Resampling(boxes, size, flip, x.device, mode.value)(x)
     torch.testing.assert_close(out, expected, **TOLERANCE)
 
 

@@ -108,6 +108,7 @@ def test_boxes_fall_back_to_the_centre(size: tuple[int, int]) -> None:
         ({"saturation": float("inf")}, "`saturation` to be in .* but got inf"),
         ({"sigma": (0.1, float("inf"))}, r"`sigma` to be a range .* but got \(0.1, inf\)"),
         ({"ratio": (float("nan"), 1)}, r"`ratio` to be a range .* but got \(nan, 1\)"),
+        ({"interpolation": "cubic"}, "`interpolation` to be bilinear or bicubic, but got cubic"),
         ({"hue": 0.7}, r"`hue` to be in \[0, 0.5\], but got 0.7"),
         ({"scale": (0.5, 0.2)}, r"`scale` to be a range .* but got \(0.5, 0.2\)"),
         ({"scale": (0.5, 1.2)}, r"`scale` to be a range .* but got \(0.5, 1.2\)"),

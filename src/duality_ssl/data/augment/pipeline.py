@@ -60,8 +60,10 @@ class Augmentation:
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
         """Apply drawn parameters, on the device of the images.
 
-        Values stay float between the operations; a chain on 8-bit images rounds after each. On a
-        CPU a few samples at a time go through all operations, so that they stay in its caches.
+        Values stay float between the operations; a chain on 8-bit images rounds after each. Values
+        of bicubic crops are clamped to [0, 1] once, where 8-bit images clamp after the columns and
+        after the rows. On a CPU a few samples at a time go through all operations, so that they
+        stay in its caches.
 
         Args:
             images: ``uint8``, shape ``(N, C, H, W)``, ``C`` 1 or 3; ``H = W = image_size`` if
@@ -83,9 +85,9 @@ class Augmentation:
         with torch.autocast(device.type, enabled=False), torch.inference_mode():
             # for all samples at once: per sample they would take a fifth of the time
             kernels = gaussian_kernels(draws.sigma, self.radius)
-            resampling = (
-                None if draws.boxes is None else Resampling(draws.boxes, size, draws.flip, device)
-            )
+            resampling, interpolation = None, self.view.interpolation
+            if draws.boxes is not None:
+                resampling = Resampling(draws.boxes, size, draws.flip, device, interpolation)
             for first in range(0, n, chunk):
                 rows = slice(first, first + chunk)
                 x, d = images[rows], draws[rows]
@@ -93,6 +95,7 @@ class Augmentation:
                     x = horizontal_flip(x.float(), d.flip)
                 else:
                     x = resampling(x, rows)
+                    x = x.clamp_(0, 255) if interpolation == "bicubic" else x
                 x = x.mul_(1 / 255)
                 x = color_jitter(x, d.brightness, d.contrast, d.saturation, d.hue, d.order)
                 x = grayscale(x, d.gray)

@@ -13,40 +13,51 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from duality_ssl.data.augment.color import change_drawn, upload
+from duality_ssl.data.augment.view import Interpolation
 
 
 class Resampling:
     """Crop each image of a batch to its box, resize it to a square, and flip it where asked.
 
-    Agrees with ``resized_crop(..., antialias=True)`` in bilinear mode, followed by
-    ``horizontal_flip``. Resizing is separable and linear: each row of the result is a weighted sum
-    of two rows (more where a side shrinks), then the same with columns. A flip is an order of the
-    columns and costs nothing.
+    Agrees with ``resized_crop(..., antialias=True)``, followed by ``horizontal_flip``. Resizing is
+    separable and linear: each row of the result is a weighted sum of two rows, or four if bicubic
+    (more where a side shrinks), then the same with columns. A flip is an order of the columns and
+    costs nothing.
 
     Output ``i`` of an interval is centred at ``(i + 1/2) * length / size``; its weights are a
-    triangle of half-width ``max(length / size, 1)``, cut at the ends of the interval and
-    normalised.
+    triangle of half-width ``max(length / size, 1)``, or Keys' cubic of twice that half-width, cut
+    at the ends of the interval and normalised. The cubic has negative weights: its results are a
+    little beyond the values of the image at sharp edges, and are not clamped here.
 
     Args:
         boxes: Shape ``(N, 4)``: top, left, height, width in pixels, inside the image.
         size: Side of the result, in pixels.
         flip: Whether to flip each image, shape ``(N,)``.
         device: Device of the images.
+        interpolation: "bilinear" or "bicubic".
     """
 
-    def __init__(self, boxes: Tensor, size: int, flip: Tensor | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        boxes: Tensor,
+        size: int,
+        flip: Tensor | None,
+        device: torch.device,
+        interpolation: Interpolation = "bilinear",
+    ) -> None:
         self.boxes = boxes
-        taps = math.ceil(2 * max(1.0, int(boxes[:, 2:].max()) / size))
+        radius, kernel = _KERNELS[interpolation]
+        taps = math.ceil(2 * radius * max(1.0, int(boxes[:, 2:].max()) / size))
         start, length = upload(boxes.float().view(-1, 2, 2, 1, 1), device).unbind(dim=1)
         output = torch.arange(size, device=device).view(-1, 1).repeat(len(boxes), 2, 1, 1)
         if flip is not None:
             output[:, 1] += upload(flip, device).view(-1, 1, 1) * (size - 1 - 2 * output[:, 1])
         step = length / size
-        reach = step.clamp(min=1)
+        unit = step.clamp(min=1)
         centre = (output + 0.5) * step - 0.5
-        pixel = torch.ceil(centre - reach) + torch.arange(taps, device=device)
+        pixel = torch.ceil(centre - radius * unit) + torch.arange(taps, device=device)
         inside = pixel.clamp(min=0).minimum(length - 1)
-        weight = (reach - (pixel - centre).abs_()).clamp_(min=0) * (pixel == inside)
+        weight = kernel((pixel - centre).abs_(), unit) * (pixel == inside)
         # rows, then columns: shape (N, 2, size, taps)
         self.weight = weight / weight.sum(dim=3, keepdim=True)
         self.pixel = (inside + start).int()
@@ -58,6 +69,19 @@ class Resampling:
         out = images[..., left:right].float()  # no other column has a share in the result
         out = _weigh_rows(out, pixel[:, 0], weight[:, 0]).transpose(2, 3)
         return _weigh_rows(out, pixel[:, 1] - left, weight[:, 1]).transpose(2, 3).contiguous()
+
+
+def _triangle(distance: Tensor, unit: Tensor) -> Tensor:
+    return (unit - distance).clamp_(min=0)
+
+
+def _cubic(distance: Tensor, unit: Tensor) -> Tensor:
+    """Cubic convolution of Keys (1981) with a = -1/2, as Pillow's and PyTorch's antialiased one."""
+    x = (distance / unit).clamp_(max=2)
+    return torch.where(x < 1, (1.5 * x - 2.5) * x**2 + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2)
+
+
+_KERNELS = {"bilinear": (1, _triangle), "bicubic": (2, _cubic)}  # half-width and weights
 
 
 def _weigh_rows(images: Tensor, pixel: Tensor, weight: Tensor) -> Tensor:

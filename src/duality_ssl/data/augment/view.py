@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+
+Interpolation = Literal["bilinear", "bicubic"]
 
 _RANGES = ("scale", "ratio", "sigma")
 _HIGHEST = {"scale": 1.0, "hue": 0.5}
@@ -26,6 +28,8 @@ class View:
     """Smallest and largest area of the crop, as fractions of the image's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Smallest and largest aspect ratio of the crop, width / height."""
+    interpolation: Interpolation = "bilinear"
+    """How the crop is resized, with antialiasing."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     jitter: float = 0.8
@@ -51,7 +55,10 @@ class View:
         """Check the ranges."""
         for name, value in vars(self).items():
             highest = _HIGHEST.get(name, 1e6)
-            if name in _RANGES:
+            if name == "interpolation":
+                known = get_args(Interpolation)
+                fits, expected = value in known, " or ".join(known)
+            elif name in _RANGES:
                 low, high = value
                 fits = 0 < low <= high <= highest
                 expected = f"a range 0 < low <= high <= {highest:g}"
@@ -98,6 +105,7 @@ class ViewChanges:
 
     scale: tuple[float, float] | None = None
     ratio: tuple[float, float] | None = None
+    interpolation: Interpolation | None = None
     flip: float | None = None
     jitter: float | None = None
     brightness: float | None = None
