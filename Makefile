@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-BENCHMARKS := criteria growth kernels augmentation optimizers training startup threads
+BENCHMARKS := criteria growth kernels augmentation optimizers training startup threads folders
 
 .PHONY: help demo test test-slow mutants lint fit results bench clean
 .DEFAULT_GOAL := help
