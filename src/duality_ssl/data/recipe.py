@@ -87,7 +87,7 @@ def recommend_here(images: int, side: int, accelerator: str) -> dict[str, Choice
     if gpu:
         bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:  # AVX512-BF16 or AMX; without them bfloat16 is emulated, and slower than float32
-        found = torch.cpu.get_capabilities()
+        found = getattr(torch.cpu, "get_capabilities", dict)()  # older releases lack it
         bfloat16 = any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
     # a container may have fewer than the machine
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -144,7 +144,7 @@ def _training(images: int, side: int, gpu: bool) -> dict[str, Choice]:
     while batch > 2 and batch > max(images / 8, min(16, images / 2)):
         batch //= 2
     # images that the fit sees in all: many epochs of few images, few epochs of many
-    seen, least = (8_000_000, 100) if gpu else (240_000 if side <= _SMALL else 60_000, 10)
+    seen, least = (8_000_000, 100) if gpu else (300_000 if side <= _SMALL else 60_000, 10)
     epochs = round(min(400, max(least, seen / images)))
     count = f"{images:,} images"
     sgd = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}}
