@@ -23,7 +23,7 @@ CASES: dict[str, tuple[dict[str, Any], int, int, dict[str, Any]]] = {
             "model.backbone": "resnet_tiny",
             "data.batch_size": 256,
             "trainer.max_epochs": 103,
-            "model.warmup_epochs": 5,
+            "model.warmup_epochs": 5.2,
             "model.base_lr": 0.002,
             "data.view1.scale": [0.4, 1.0],
             "data.num_workers": 0,
@@ -80,6 +80,8 @@ CASES: dict[str, tuple[dict[str, Any], int, int, dict[str, Any]]] = {
         },
     ),
     "many small images on a CPU": (CPU, 60_000, 28, {"trainer.max_epochs": 10}),
+    "two epochs, by the user": (CPU | {"epochs": 2}, 2900, 64, {"model.warmup_epochs": 0.1}),
+    "no end, by the user": (CPU | {"epochs": -1}, 1500, 64, {"model.warmup_epochs": 10}),
     "a handful": (CPU, 6, 64, {"data.batch_size": 2, "trainer.max_epochs": 400}),
     "twenty": (CPU, 20, 64, {"data.batch_size": 8}),
 }

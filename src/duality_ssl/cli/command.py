@@ -240,8 +240,8 @@ class Command(LightningCLI):
         found = recipe.survey(data.source, data.root, data.subset)
         if found is None:
             return
-        accelerator = str(options.trainer.accelerator)
-        choices = recipe.recommend_here(found.images, found.side, accelerator)
+        accelerator, epochs = str(options.trainer.accelerator), options.trainer.max_epochs
+        choices = recipe.recommend_here(found.images, found.side, accelerator, epochs)
         config = recipe.as_config(choices)
         self.config = parser.parse_args(self.line.over(config))
         chosen, now = flatten(config), flatten(self.options.as_dict())

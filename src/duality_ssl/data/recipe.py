@@ -81,7 +81,9 @@ def _side(path: Path) -> int | None:
         return None
 
 
-def recommend_here(images: int, side: int, accelerator: str) -> dict[str, Choice]:
+def recommend_here(
+    images: int, side: int, accelerator: str, epochs: int | None = None
+) -> dict[str, Choice]:
     """`recommend` for this machine; ``accelerator`` as ``trainer.accelerator``."""
     gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     if gpu:
@@ -91,11 +93,16 @@ def recommend_here(images: int, side: int, accelerator: str) -> dict[str, Choice
         bfloat16 = any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
     # a container may have fewer than the machine
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return recommend(images, side, "gpu" if gpu else "cpu", cores or 1, bfloat16)
+    return recommend(images, side, "gpu" if gpu else "cpu", cores or 1, bfloat16, epochs)
 
 
 def recommend(
-    images: int, side: int, accelerator: str, cores: int, bfloat16: bool
+    images: int,
+    side: int,
+    accelerator: str,
+    cores: int,
+    bfloat16: bool,
+    epochs: int | None = None,
 ) -> dict[str, Choice]:
     """Choose the options of a fit that suit a set of images.
 
@@ -105,6 +112,7 @@ def recommend(
         accelerator: "cpu" or "gpu".
         cores: CPU cores of this process.
         bfloat16: Whether the accelerator computes in bfloat16.
+        epochs: Length of the fit, if it is given: the warm-up follows it.
 
     Returns:
         Choices by the dotted names of the options, in the order in which they are printed.
@@ -112,7 +120,7 @@ def recommend(
     gpu = accelerator == "gpu"
     return {
         **_network(images, side, gpu),
-        **_training(images, side, gpu),
+        **_training(images, side, gpu, epochs),
         **_views(images),
         **_machine(gpu, cores, bfloat16 and (gpu or side <= _SMALL)),
     }
@@ -138,7 +146,7 @@ def _network(images: int, side: int, gpu: bool) -> dict[str, Choice]:
     }
 
 
-def _training(images: int, side: int, gpu: bool) -> dict[str, Choice]:
+def _training(images: int, side: int, gpu: bool, given: int | None) -> dict[str, Choice]:
     """Batch, length and optimizer."""
     batch = 256
     while batch > 2 and batch > max(images / 8, min(16, images / 2)):
@@ -146,6 +154,7 @@ def _training(images: int, side: int, gpu: bool) -> dict[str, Choice]:
     # images that the fit sees in all: many epochs of few images, few epochs of many
     seen, least = (8_000_000, 100) if gpu else (300_000 if side <= _SMALL else 60_000, 10)
     epochs = round(min(400, max(least, seen / images)))
+    epochs = given if given and given > 0 else epochs
     count = f"{images:,} images"
     sgd = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}}
     adamw = {"class_path": "torch.optim.AdamW"}
@@ -159,7 +168,7 @@ def _training(images: int, side: int, gpu: bool) -> dict[str, Choice]:
         ),
         "model.base_lr": Choice(0.002 if few else 0.12, f"suits {name}, for a batch of 256"),
         "model.weight_decay": Choice(1e-4, f"suits {name}"),
-        "model.warmup_epochs": Choice(max(1, epochs // 20), "a twentieth of the epochs"),
+        "model.warmup_epochs": Choice(round(epochs / 20, 1), "a twentieth of the epochs"),
     }
 
 
