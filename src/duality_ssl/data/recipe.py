@@ -154,15 +154,17 @@ def _training(images: int, side: int, gpu: bool, given: int | None) -> dict[str,
     # images that the fit sees in all: many epochs of few images, few epochs of many
     seen, least = (8_000_000, 100) if gpu else (300_000 if side <= _SMALL else 60_000, 10)
     epochs = round(min(400, max(least, seen / images)))
-    epochs = given if given and given > 0 else epochs
     count = f"{images:,} images"
+    length = {"trainer.max_epochs": Choice(epochs, f"{count}: {epochs * images:,} seen in all")}
+    if given and given > 0:
+        length, epochs = {}, given
     sgd = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}}
     adamw = {"class_path": "torch.optim.AdamW"}
     few = images < _MANY
     name = "AdamW" if few else "SGD"
     return {
         "data.batch_size": Choice(batch, f"{count}: {images // batch} steps an epoch"),
-        "trainer.max_epochs": Choice(epochs, f"{count}: {epochs * images:,} seen in all"),
+        **length,
         "model.optimizer": Choice(
             adamw if few else sgd, f"{count}: {'learns in few steps' if few else 'many steps'}"
         ),
