@@ -135,7 +135,7 @@ def _network(images: int, side: int, gpu: bool) -> dict[str, Choice]:
     else:
         size = (16 if side <= 20 else 32) if small else 64
         backbone = "resnet_tiny" if small else "resnet18"
-    stem = "small images: a stem that keeps their size" if small else "large images: a stride stem"
+    stem = "a stem for small images" if small else "a stem for large images"
     depth = "shallow, for few images" if images < _MANY else "deep, for many images"
     return {
         "data.image_size": Choice(size, f"images of about {side} pixels, on a {_device(gpu)}"),
@@ -179,10 +179,11 @@ def _views(images: int) -> dict[str, Choice]:
     few = images < _FEW
     smallest = 0.4 if few else 0.2 if images < _MANY else 0.08
     strength = f"{images:,} images: {'gentle' if few else 'strong'}"
+    colors = f"{strength} colours" + (", as these may tell classes apart" if few else "")
     return {
-        "data.view1.scale": Choice([smallest, 1.0], f"{strength} crops, parts of the area"),
-        "data.view1.hue": Choice(0.05 if few else 0.1, f"{strength} colours, which may tell apart"),
-        "data.view1.gray": Choice(0.1 if few else 0.2, f"{strength} colours, which may tell apart"),
+        "data.view1.scale": Choice([smallest, 1.0], f"{strength} crops, by area"),
+        "data.view1.hue": Choice(0.05 if few else 0.1, colors),
+        "data.view1.gray": Choice(0.1 if few else 0.2, colors),
         "data.view1.blur": Choice(0.0 if few else 0.5, f"{strength} blur"),
     }
 
