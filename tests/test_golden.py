@@ -173,12 +173,7 @@ RESOLVED: dict[str, dict[str, Any]] = {
         "model.init_args.base_lr": 0.12,
         "model.init_args.weight_decay": 5e-4,
     },
-    "data/folder.yaml": {
-        "data.view1": {**CROP_AND_BLUR, **BYOL_COLOURS, "blur": 0.5, "solarize": 0},
-        "model.init_args.backbone": "resnet18",
-        "model.init_args.base_lr": 0.12,
-        "model.init_args.weight_decay": 1e-4,
-    },
+    "data/folder.yaml": {"recipe": "auto", "data.source": "folder"},  # see data/test_recipe.py
     "data/digits.yaml": {
         **GREY_IMAGES,
         "data.view1": {

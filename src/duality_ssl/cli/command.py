@@ -20,11 +20,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import duality_ssl
 from duality_ssl import callbacks
 from duality_ssl._internals.lightning import silence
+from duality_ssl.callbacks.duration import DurationEstimate
 from duality_ssl.callbacks.memory import MemoryEstimate
 from duality_ssl.cli.config_files import CommandLine
 from duality_ssl.cli.messages import explain, no_method, options_of, refuse, sentence_of, subclasses
 from duality_ssl.cli.tools import TOOLS, run_tool
-from duality_ssl.data import SSLDataModule, create_source
+from duality_ssl.data import SSLDataModule, create_source, recipe
 from duality_ssl.methods import FrozenBackbone, JointEmbedding
 from duality_ssl.methods.strategy import check_strategy, end_together
 from duality_ssl.registry import imports_as_before, limit_imports
@@ -99,6 +100,7 @@ class Command(LightningCLI):
     resume = Resume()
     checkpoint: Path | None = None  # of the weights
     plain: str | None = None  # weights without a checkpoint: a backbone's file
+    run_options: Config | None = None  # of the run that is resumed or evaluated
 
     def __init__(self, line: CommandLine) -> None:
         self.line = line
@@ -163,6 +165,12 @@ class Command(LightningCLI):
             default=False,
             help="Resume the newest run of this experiment and method, as --ckpt_path last.",
         )
+        parser.add_argument(
+            "--recipe",
+            type=Literal["none", "auto"],
+            default="none",
+            help="auto: options that are not set follow from the number and size of the images.",
+        )
         parser.add_lightning_class_args(JointEmbedding, "model", subclass_mode=True)
         parser.add_lightning_class_args(SSLDataModule, "data")
         for key, callback in _CALLBACKS.items():
@@ -183,6 +191,8 @@ class Command(LightningCLI):
                 given = LAST
         if given is not None:
             self._start_from(given, parser)
+        if self.options.recipe == "auto" and self.run_options is None:
+            self._follow_recipe(parser)
         options, seed = self.options, self.options.seed_everything
         if seed is None or not 0 <= seed < 2**32:
             refuse(f"Expected seed_everything in 0 ... 2^32 - 1, but got {seed}.")
@@ -219,7 +229,23 @@ class Command(LightningCLI):
             self.checkpoint = find_checkpoint(given, lambda: self.folder)
             read_checkpoint(self.checkpoint, of_fit=False)
         run = self.resume.run or (run_of(self.checkpoint) if self.checkpoint else None)
-        self.config = parser.parse_args(self.line.over(load(run) if run else None))
+        self.run_options = load(run) if run else None
+        self.config = parser.parse_args(self.line.over(self.run_options))
+
+    def _follow_recipe(self, parser: LightningArgumentParser) -> None:
+        """Parse with the options that suit the images underneath, and say what they are."""
+        options = self.options
+        data = options.data
+        found = recipe.survey(data.source, data.root, data.subset)
+        if found is None:
+            return
+        accelerator, epochs = str(options.trainer.accelerator), options.trainer.max_epochs
+        choices = recipe.recommend_here(found.images, found.side, accelerator, epochs)
+        config = recipe.as_config(choices)
+        self.config = parser.parse_args(self.line.over(config))
+        chosen, now = flatten(config), flatten(self.options.as_dict())
+        kept = {name for name, value in chosen.items() if now.get(name) == value}
+        rank_zero_info(recipe.describe(found, choices, kept))
 
     def before_instantiate_classes(self) -> None:
         """Refuse a missing method; give the data the seed and the method the channels."""
@@ -274,6 +300,8 @@ class Command(LightningCLI):
         chosen += [options[key] for key in _CALLBACKS if key not in without]
         if fits:
             chosen += [callbacks.StepSeed(), MemoryEstimate()]
+        if fits and options.recipe == "auto":
+            chosen.append(DurationEstimate())
         if fits and self.logs:
             start = self.resume.run, self.resume.checkpoint
             folder = RunFolder(self.folder, self.run_config, *start, self.named)
