@@ -361,7 +361,7 @@ def main(args: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if args is None else args
     try:
         if words[:1] and words[0] in TOOLS:
-            return run_tool(words)
+            return run_tool(words, **({"command": main} if words[0] == "sweep" else {}))
         with imports_as_before():
             Command(CommandLine(words))
     except Exception as error:

@@ -5,6 +5,7 @@ bytes.
 """
 
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +26,16 @@ from duality_ssl.reports.tables import (
     score_table,
 )
 
-__all__ = ["FIGURES", "TABLES", "figure", "figure_svg", "report", "table", "table_markdown"]
+__all__ = [
+    "FIGURES",
+    "TABLES",
+    "add_arguments",
+    "figure",
+    "figure_svg",
+    "report",
+    "table",
+    "table_markdown",
+]
 
 T = TypeVar("T")
 
@@ -74,6 +84,12 @@ def figure_svg(rows: Sequence[Row], kind: str, **options: Any) -> str:
 def table_markdown(rows: Sequence[Row], kind: str = "scores", **options: Any) -> str:
     """Return a table as Markdown, with its caption; see `table`."""
     return table(rows, kind, **options).markdown()
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the options of `report`."""
+    parser.add_argument("paths", type=Path, nargs="+", help="JSONL files of rows, or folders")
+    parser.add_argument("--out", type=Path, help="folder; by default report/ beside the first path")
 
 
 def report(paths: Sequence[Path], out: Path | None = None) -> Path:

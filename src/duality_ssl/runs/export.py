@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from argparse import ArgumentParser
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -30,6 +31,13 @@ _LICENSE = """\
 
 The code of duality_ssl is under the MIT license. The license of the weights is up to their
 owner, and may depend on the images."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the options of `export`."""
+    parser.add_argument("run", type=Path, help="folder of a run, or a checkpoint")
+    parser.add_argument("--to", required=True, help="torchvision, timm, safetensors or onnx")
+    parser.add_argument("--out", type=Path, help="the file; by default beside the checkpoint")
 
 
 def export(run: Path, to: str, out: Path | None = None) -> Path:

@@ -3,6 +3,7 @@
 import shlex
 import signal
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -21,6 +22,24 @@ from duality_ssl.sweeps.specification import (
     read_specification,
 )
 from duality_ssl.sweeps.tuning import choose
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the options of `sweep`."""
+    parser.add_argument("file", type=Path, help="such as configs/sweeps/digits_methods.yaml")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: 1)")
+    parser.add_argument("--rows", type=Path, help="default: runs/sweeps/NAME/rows.jsonl")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+    parser.add_argument("--rerun", action="store_true", help="repeat the runs of other versions")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="AXIS=LABEL",
+        help="a part of the grid; may be given several times",
+    )
+    parser.add_argument("--select", metavar="SCORE", help="tune by this score, such as rankme")
+    parser.add_argument("--tune-only", action="store_true", help="stop after tuning")
 
 
 def sweep(
