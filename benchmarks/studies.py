@@ -92,6 +92,8 @@ def blocks() -> Iterator[Block]:
     first = "digits_figure_1"
     panels: dict[str, Any] = {"x": "d", "panel": "projector", "order": METHODS}
     of_score = partial(of, first, figure, kind="score", **panels)
+    small = {"kind": "score", "score": "few_label_top1", "x": "d", "order": METHODS}
+    yield study("figure_1_small", of("figure_1_small", figure, **small))
     yield study("tuning", partial(tuning, first) if rows_of(first).is_file() else None)
     yield study("figure_1", of_score(score="few_label_top1"))
     yield study("figure_1_linear", of_score(score="linear_top1"))
