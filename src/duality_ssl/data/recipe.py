@@ -5,6 +5,7 @@
 
 import os
 import statistics
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,7 +90,8 @@ def recommend_here(
     if gpu:
         bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:  # AVX512-BF16 or AMX; without them bfloat16 is emulated, and slower than float32
-        found = getattr(torch.cpu, "get_capabilities", dict)()  # older releases lack it
+        read: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+        found = read()  # nothing in older releases
         bfloat16 = any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
     # a container may have fewer than the machine
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
