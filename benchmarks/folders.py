@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from measure import parser, save_some
 from numpy.typing import NDArray
 from PIL import Image
+from studies import pixel_sets
 
 from duality_ssl.data import SSLDataModule, create_source
 from duality_ssl.evaluation import Settings, evaluate
@@ -147,13 +147,7 @@ def accuracies(evaluation: Path) -> Row:
 def pixels(images: Path) -> Row:
     """Evaluate the pixels of the images as vectors, at the side of the views: one row."""
     data = SSLDataModule("folder", images, image_size=32)
-    data.setup("test")
-    sets = []
-    for loader in data.test_dataloader():
-        batches = [data.on_after_batch_transfer(batch, 0) for batch in loader]
-        sets.append(torch.cat([views[0].flatten(1) for views, _ in batches]))
-        sets.append(torch.cat([labels for _, labels in batches]))
-    scores = evaluate(*sets, settings=Settings(protocols=tuple(NAMES)))
+    scores = evaluate(*pixel_sets(data), settings=Settings(protocols=tuple(NAMES)))
     return {name: 100 * scores[key] for name, key in SCORES.items()}
 
 

@@ -14,6 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+import yaml
+from torch import Tensor
+
+import duality_ssl
+from duality_ssl.data import SSLDataModule, create_source
+from duality_ssl.evaluation import Settings, evaluate
 from duality_ssl.reports import figure, table
 from duality_ssl.reports.figures import Figure
 from duality_ssl.reports.sources import read
@@ -160,26 +167,24 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}"
 
 
+def pixel_sets(data: SSLDataModule) -> list[Tensor]:
+    """Pixels and labels of the training and of the validation images, for `evaluate`."""
+    data.setup("test")
+    sets = []
+    for loader in data.test_dataloader():
+        batches = [data.on_after_batch_transfer(batch, 0) for batch in loader]
+        sets.append(torch.cat([images[0].flatten(1) for images, _ in batches]))
+        sets.append(torch.cat([labels for _, labels in batches]))
+    return sets
+
+
 def measure_pixels(data: str) -> dict[str, Any]:
     """Evaluate the pixels of the images as vectors: a row of the sweep of the methods."""
-    import torch
-    import yaml
-
-    import duality_ssl
-    from duality_ssl.data import SSLDataModule, create_source
-    from duality_ssl.evaluation import Settings, evaluate
-
     config = f"configs/data/{data}.yaml"
     options = yaml.safe_load((ROOT / config).read_text())["data"]
     options = {name: options[name] for name in ("source", "subset") if name in options}
     size = create_source(options["source"]).load("val").images.shape[-1]
-    datamodule = SSLDataModule(**options, image_size=size)
-    datamodule.setup("test")
-    sets = []
-    for loader in datamodule.test_dataloader():
-        batches = [datamodule.on_after_batch_transfer(batch, 0) for batch in loader]
-        sets.append(torch.cat([images[0].flatten(1) for images, _ in batches]))
-        sets.append(torch.cat([labels for _, labels in batches]))
+    sets = pixel_sets(SSLDataModule(**options, image_size=size))
     found = evaluate(*sets, settings=Settings(protocols=("linear", "knn", "few_label")))
     scores = {name: value for name, value in found.items() if isinstance(value, float)}
     sweep, cell = f"{data}_methods", {"method": "raw pixels"}
