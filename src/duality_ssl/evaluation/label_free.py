@@ -9,7 +9,7 @@ from duality_ssl.evaluation.geometry import BINS, MAX_SAMPLES, measure_geometry
 from duality_ssl.evaluation.settings import Settings
 from duality_ssl.functional import alpha_req, singular_values
 
-SPECTRUM_SAMPLES = 25_600
+RANKME_SAMPLES = 25_600
 """Most samples that a spectrum is computed from, as in the paper of RankMe."""
 _ENTRIES = 128  # of an array in `evaluation.json`
 
@@ -20,7 +20,7 @@ def spectrum(z: Tensor, settings: Settings) -> dict[str, Any]:
     The array ``spectrum`` has the 128 largest singular values of the matrix, which is not centred,
     over the largest. ``alpha_req`` is left out where it is not defined.
     """
-    rows = evenly_spaced(z, SPECTRUM_SAMPLES)
+    rows = evenly_spaced(z, RANKME_SAMPLES)
     values = singular_values(rows)[:_ENTRIES]
     shares = values / values[0].clamp_min(torch.finfo(values.dtype).tiny)
     return {**finite({"alpha_req": alpha_req(rows)}), "arrays": {"spectrum": rounded(shares)}}

@@ -25,7 +25,7 @@ from duality_ssl.data import SSLDataModule
 from duality_ssl.evaluation.few_label import few_label, low_shot
 from duality_ssl.evaluation.finetune import finetune
 from duality_ssl.evaluation.knn import knn
-from duality_ssl.evaluation.label_free import evenly_spaced, geometry, spectrum
+from duality_ssl.evaluation.label_free import RANKME_SAMPLES, evenly_spaced, geometry, spectrum
 from duality_ssl.evaluation.linear import linear
 from duality_ssl.evaluation.linear_sgd import linear_sgd
 from duality_ssl.evaluation.sets import Device, LabelledSets, check_set, labelled_sets
@@ -34,9 +34,6 @@ from duality_ssl.evaluation.views import views
 from duality_ssl.functional import rankme
 
 Results = dict[str, Any]
-
-RANKME_SAMPLES = 25_600
-"""Most samples that an effective rank is computed from, as in the paper of RankMe."""
 
 
 def ranks(z: Tensor, settings: Settings) -> Results:
