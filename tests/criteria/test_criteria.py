@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from helpers import references
-from helpers.criteria_cases import EXPORTED, VARIANTS, build, make_views
+from helpers.criteria_cases import (
+    EXPORTED,
+    VARIANTS,
+    WithInputs,
+    build,
+    make_inputs,
+    make_views,
+)
 from torch import Tensor
 
 from duality_ssl import criteria
@@ -59,10 +66,25 @@ def test_every_criterion_is_exported_and_has_a_reference() -> None:
     assert public == set(EXPORTED) == set(references.CRITERIA)
 
 
-def reference_loss(criterion: Criterion, z1: Any, z2: Any) -> Any:
-    """The loop over float64 numbers, with the criterion's own arguments."""
-    name, names = type(criterion).__name__, inspect.signature(type(criterion)).parameters
-    return references.CRITERIA[name][0](z1, z2, **{key: getattr(criterion, key) for key in names})
+def reference_loss(criterion: Any, z1: Any, z2: Any) -> Any:
+    """The loop over float64 numbers, with the criterion's own arguments, inputs and state.
+
+    A reference takes by name what it needs; ``drawn`` is what the criterion draws in a step.
+    """
+    given: dict[str, Any] = {}
+    built = criterion
+    if isinstance(criterion, WithInputs):
+        z = torch.as_tensor(z1).detach()
+        built = criterion.built(z)
+        given |= make_inputs(built, z)
+        given |= built.state_dict()
+        if "step" in built.inputs:
+            given["drawn"] = built.draw(given["step"], z)
+    reference = references.CRITERIA[type(built).__name__][0]
+    arguments = inspect.signature(type(built)).parameters
+    given |= {key: getattr(built, key) for key in arguments if hasattr(built, key)}
+    wanted = inspect.signature(reference).parameters
+    return reference(z1, z2, **{key: given[key] for key in given if key in wanted})
 
 
 @each_variant

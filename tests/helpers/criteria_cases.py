@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 from helpers import references
-from torch import Tensor
+from torch import Tensor, nn
 
 from duality_ssl import criteria
 from duality_ssl.criteria import Criterion
+from duality_ssl.distributed import SINGLE, Group
 
 EXPORTED = [
     name
@@ -25,9 +26,47 @@ VARIANTS = [
 ]
 
 
-def build(name: str, arguments: dict[str, Any] | None = None) -> Criterion:
-    criterion: Criterion = vars(criteria)[name](**(arguments or {}))
-    return criterion
+class WithInputs(nn.Module):
+    """A criterion that gets its inputs, and is built anew, with each batch.
+
+    Args:
+        name: Name of a criterion that has inputs or needs `dimensions`.
+        arguments: Its arguments.
+    """
+
+    def __init__(self, name: str, arguments: dict[str, Any]) -> None:
+        super().__init__()
+        self.name, self.arguments = name, arguments
+
+    def forward(self, *views: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
+        criterion = self.built(views[0])
+        return criterion(*views, group=group, **make_inputs(criterion, views[0], group))
+
+    def built(self, z: Tensor) -> Criterion:
+        """The criterion for embeddings like `z`, in their dtype."""
+        cls = vars(criteria)[self.name]
+        asks = "dimensions" in inspect.signature(cls).parameters
+        sizes = {"dimensions": z.shape[1]} if asks else {}
+        criterion: Criterion = cls(**sizes, **self.arguments)
+        return criterion.to(z.dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        """The criterion's arguments."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            parameters = inspect.signature(vars(criteria)[self.name]).parameters
+            if name not in parameters:
+                raise
+            return self.arguments.get(name, parameters[name].default)
+
+
+def build(name: str, arguments: dict[str, Any] | None = None) -> Any:
+    """The criterion, called with views alone."""
+    cls = vars(criteria)[name]
+    if cls.inputs or "dimensions" in inspect.signature(cls).parameters:
+        return WithInputs(name, arguments or {})
+    return cls(**(arguments or {}))
 
 
 def make_views(
@@ -37,3 +76,16 @@ def make_views(
     z = torch.randn(n, d, dtype=torch.float64, generator=generator)
     other = z + noise * torch.randn(n, d, dtype=torch.float64, generator=generator)
     return z.to(dtype), other.to(dtype)
+
+
+def make_inputs(criterion: Criterion, z: Tensor, group: Group = SINGLE) -> dict[str, Any]:
+    """Targets, labels and a step, those that the criterion takes; classes of two samples."""
+    n, d = z.shape
+    every = n * group.world_size
+    own = group.own(n)
+    given = {
+        "targets": tuple(t[own] for t in make_views(every, d, dtype=z.dtype, seed=1)),
+        "labels": (torch.arange(every) // 2)[own],
+        "step": 3,
+    }
+    return {name: given[name] for name in criterion.inputs}

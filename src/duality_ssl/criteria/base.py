@@ -3,24 +3,33 @@
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from duality_ssl.distributed import SINGLE, Group
 from duality_ssl.functional import full_precision
 
+INPUTS = ("targets", "labels", "step")
+"""What a criterion may take beside the views."""
+
 
 class Criterion(nn.Module, ABC):
-    """A loss of two views' embeddings; subclasses implement :meth:`terms`.
+    """A loss of the views' embeddings; subclasses implement :meth:`terms`.
+
+    The parameters of ``terms`` say what a criterion takes: ``z1, z2`` are two views, ``*views`` are
+    two or more. Of the names in :data:`INPUTS` it gets those that it lists, as keywords.
 
     By default each process of a group gathers the whole batch, with the exact gradient, and
-    computes all of :meth:`terms`. A subclass whose ``terms`` has a third parameter ``group`` is
-    called with this process's rows and the group instead, and shares the work; its terms are those
-    of the whole batch.
+    computes all of ``terms``. A subclass whose ``terms`` has a parameter ``group`` is called with
+    this process's rows and the group instead, and shares the work; its terms are those of the
+    whole batch.
 
     Attributes:
         min_dimensions: Fewest dimensions that the criterion is defined for.
+        inputs: What it takes beside the views, of :data:`INPUTS`.
+        many_views: Whether it takes more than two views.
 
     Example:
         >>> class Distance(Criterion):
@@ -31,41 +40,63 @@ class Criterion(nn.Module, ABC):
     """
 
     min_dimensions: int = 1
-    _takes_group: bool = False
+    inputs: ClassVar[frozenset[str]] = frozenset()
+    many_views: ClassVar[bool] = False
+    _takes_group: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls._takes_group = "group" in inspect.signature(cls.terms).parameters
+        parameters = inspect.signature(cls.terms).parameters
+        cls.inputs = frozenset(INPUTS) & parameters.keys()
+        cls.many_views = any(each.kind is each.VAR_POSITIONAL for each in parameters.values())
+        cls._takes_group = "group" in parameters
 
     @abstractmethod
-    def terms(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
+    def terms(self, *views: Any, **inputs: Any) -> dict[str, Tensor]:
         """Compute ``"loss"`` and the unweighted terms that it weighs, scalars.
 
         The views ``(N, D)`` are checked, and in float32 or float64.
         """
 
-    def forward(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
+    def forward(self, *views: Tensor, group: Group = SINGLE, **inputs: Any) -> dict[str, Tensor]:
         """Check the views and compute the terms in float32 (float64 for float64), autocast or not.
 
         Args:
-            z1: Embeddings of the first view ``(n, D)``, this process's rows, of any floating dtype.
-            z2: Embeddings of the second view; row i is the partner of row i.
+            views: Embeddings ``(n, D)`` of each view, this process's rows, of any floating dtype;
+                rows i of all views are partners.
             group: Processes that share the batch, with as many rows each; see
                 :func:`duality_ssl.distributed.process_group`. By default this process has all.
+            inputs: What :attr:`inputs` names: ``targets``, embeddings ``(n, D)`` of each view
+                without gradient; ``labels`` ``(n,)``; ``step``, the number of optimizer steps done.
 
         Returns:
             The terms, the same on every process; the average over processes of their gradients is
             that of one process with the whole batch.
 
         Raises:
-            ValueError: If the views are not two floating-point tensors of one shape (N, D) and
-                dtype with at least two rows and ``min_dimensions`` columns.
+            ValueError: If the views are not floating-point tensors of one shape (N, D) and dtype
+                with at least two rows and ``min_dimensions`` columns, or not as many as ``terms``
+                takes, or if an input is missing.
         """
-        _check_views(z1, z2, self.min_dimensions, group.world_size)
+        self._check_number(len(views))
+        _check_views(views, self.min_dimensions, group.world_size)
+        if missing := sorted(self.inputs - inputs.keys()):
+            raise ValueError(
+                f"Expected `{missing[0]}` for {type(self).__name__}: pass {missing[0]}=..."
+            )
         terms: Callable[..., dict[str, Tensor]] = full_precision(self.terms)
         if self._takes_group:
-            return terms(z1, z2, group)
-        return terms(group.gather(z1), group.gather(z2))
+            return terms(*views, group=group, **inputs)
+        if "labels" in inputs:
+            inputs["labels"] = group.all_gather(inputs["labels"])
+        if "targets" in inputs:
+            inputs["targets"] = tuple(map(group.all_gather, inputs["targets"]))
+        return terms(*map(group.gather, views), **inputs)
+
+    def _check_number(self, views: int) -> None:
+        if views < 2 or (views > 2 and not self.many_views):
+            expected = "two or more views" if self.many_views else "two views"
+            raise ValueError(f"Expected {expected} for {type(self).__name__}, but got {views}.")
 
     def memory(self, n: int, d: int) -> int:
         """Estimate how many values (not bytes) a step of ``(n, d)`` views keeps beside them.
@@ -80,16 +111,17 @@ class Criterion(nn.Module, ABC):
         return ", ".join(f"{name}={getattr(self, name, '?')!r}" for name in names)
 
 
-def _check_views(z1: Tensor, z2: Tensor, min_dimensions: int, world_size: int) -> None:
-    if not (isinstance(z1, Tensor) and isinstance(z2, Tensor)):
-        got = f"{type(z1).__name__} and {type(z2).__name__}"
-        raise ValueError(f"Expected `z1` and `z2` to be tensors, but got {got}.")
-    if z1.ndim != 2 or z1.shape != z2.shape:
-        got = f"{tuple(z1.shape)} and {tuple(z2.shape)}"
-        raise ValueError(f"Expected `z1` and `z2` to share one shape (N, D), but got {got}.")
-    if not z1.is_floating_point() or z1.dtype != z2.dtype:
-        got = f"{z1.dtype} and {z2.dtype}"
-        raise ValueError(f"Expected `z1`, `z2` to share one floating-point dtype, but got {got}.")
+def _check_views(views: Sequence[Tensor], min_dimensions: int, world_size: int) -> None:
+    if not all(isinstance(z, Tensor) for z in views):
+        got = " and ".join(type(z).__name__ for z in views)
+        raise ValueError(f"Expected the views to be tensors, but got {got}.")
+    z1 = views[0]
+    if z1.ndim != 2 or any(z.shape != z1.shape for z in views):
+        got = " and ".join(str(tuple(z.shape)) for z in views)
+        raise ValueError(f"Expected the views to share one shape (N, D), but got {got}.")
+    if not z1.is_floating_point() or any(z.dtype != z1.dtype for z in views):
+        got = " and ".join(str(z.dtype) for z in views)
+        raise ValueError(f"Expected the views to share one floating-point dtype, but got {got}.")
     if len(z1) * world_size < 2:
         raise ValueError(f"Expected at least 2 samples to compare, but got N={len(z1)}.")
     if z1.shape[1] < min_dimensions:

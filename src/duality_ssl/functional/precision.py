@@ -39,6 +39,8 @@ def full_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
 def _promote(value: Any) -> Any:
     if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
         return value.float()
+    if type(value) is tuple:  # the targets of a criterion, not a group
+        return tuple(map(_promote, value))
     return value
 
 
