@@ -40,7 +40,8 @@ def jacobian(flow: Flow, state: State, problem: Problem) -> Tensor:
         shaped = (part.view(like.shape) for part, like in zip(parts, state, strict=True))
         return torch.cat([part.flatten() for part in flow(*shaped, problem)])
 
-    return torch.func.jacrev(flat_flow)(torch.cat([part.flatten() for part in state]))
+    entries = torch.cat([part.flatten() for part in state])
+    return torch.autograd.functional.jacobian(flat_flow, entries)
 
 
 def asymmetry(flow: Flow, state: State, problem: Problem) -> Tensor:
