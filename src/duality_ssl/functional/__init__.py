@@ -21,6 +21,9 @@ theorem 3.3 (``eps`` of the dtype, 6e-8 in float32): a few ``eps * min(N, D) / |
 for vectors of one norm, more for norms that differ by orders of magnitude (docs/criteria.md). The
 side that is computed loses none of this: its diagonal is set to zero, not subtracted.
 
+The linear theory of stop-gradient and EMA is about weights, not embeddings, and is not exported
+here: see :mod:`~duality_ssl.functional.linear_dynamics`.
+
 Source, unless said otherwise: Garrido et al., *On the duality between contrastive and
 non-contrastive self-supervised learning*, ICLR 2023, https://arxiv.org/abs/2206.02574.
 """
