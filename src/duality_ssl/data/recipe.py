@@ -154,7 +154,7 @@ def _training(images: int, side: int, gpu: bool, given: int | None) -> dict[str,
     while batch > 2 and batch > max(images / 8, min(16, images / 2)):
         batch //= 2
     # images that the fit sees in all: many epochs of few images, few epochs of many
-    seen, least = (8_000_000, 100) if gpu else (300_000 if side <= _SMALL else 60_000, 10)
+    seen, least = (8_000_000, 100) if gpu else (200_000 if side <= _SMALL else 60_000, 10)
     epochs = round(min(400, max(least, seen / images)))
     count = f"{images:,} images"
     length = {"trainer.max_epochs": Choice(epochs, f"{count}: {epochs * images:,} seen in all")}
