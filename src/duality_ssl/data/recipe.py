@@ -181,11 +181,8 @@ def _views(images: int) -> dict[str, Choice]:
     few = images < _FEW
     smallest = 0.4 if few else 0.2 if images < _MANY else 0.08
     strength = f"{images:,} images: {'gentle' if few else 'strong'}"
-    colors = f"{strength} colours" + (", as these may tell classes apart" if few else "")
     return {
         "data.view1.scale": Choice([smallest, 1.0], f"{strength} crops, by area"),
-        "data.view1.hue": Choice(0.05 if few else 0.1, colors),
-        "data.view1.gray": Choice(0.1 if few else 0.2, colors),
         "data.view1.blur": Choice(0.0 if few else 0.5, f"{strength} blur"),
     }
 
