@@ -35,6 +35,7 @@ RESULTS, STUDIES = ROOT / "docs" / "results.md", FIGURES / "studies.md"
 METHODS = ("VICReg", "VICReg-exp", "VICReg-ctr", "SimCLR, original", "SimCLR, tuned")
 SCORES = ["few_label_top1", "linear_top1", "knn_top1", "online_top1"]
 LABEL_FREE = ["rankme", "lidar", "alpha_req"]
+COVARIANCE = "model.covariance"
 
 Drawn = Figure | Table | str
 
@@ -95,6 +96,8 @@ def blocks() -> Iterator[Block]:
     for data in ("digits", "fashion_mnist"):
         sweep = f"{data}_methods"
         yield Block(RESULTS, data, of(sweep, table, scores=[*SCORES, "rankme"]))
+    weights = of("digits_vicreg_ctr", table, kind="pivot", score=SCORES[0], column=COVARIANCE)
+    yield Block(RESULTS, "vicreg_ctr", weights)
     study = partial(Block, STUDIES)
     first = "digits_figure_1"
     panels: dict[str, Any] = {"x": "d", "panel": "projector", "order": METHODS}
