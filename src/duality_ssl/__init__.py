@@ -10,14 +10,21 @@ if TYPE_CHECKING:
     from duality_ssl.data import SSLDataModule, register_source
     from duality_ssl.methods import (
         DCL,
+        MMCR,
         TCR,
+        WMSE,
         BarlowTwins,
+        CorInfoMax,
+        FroSSL,
         JointEmbedding,
+        LeJEPA,
         SimCLR,
         SpectralContrastive,
+        VIbCReg,
         VICReg,
         VICRegCtr,
         VICRegExp,
+        VISReg,
     )
     from duality_ssl.networks import create_backbone, register_backbone
 
@@ -25,15 +32,22 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DCL",
+    "MMCR",
     "TCR",
+    "WMSE",
     "BarlowTwins",
+    "CorInfoMax",
+    "FroSSL",
     "JointEmbedding",
+    "LeJEPA",
     "SSLDataModule",
     "SimCLR",
     "SpectralContrastive",
     "VICReg",
     "VICRegCtr",
     "VICRegExp",
+    "VISReg",
+    "VIbCReg",
     "create_backbone",
     "register_backbone",
     "register_source",

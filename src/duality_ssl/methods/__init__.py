@@ -6,15 +6,22 @@ from duality_ssl.methods.joint_embedding import JointEmbedding
 
 __all__ = [
     "DCL",
+    "MMCR",
     "TCR",
+    "WMSE",
     "BarlowTwins",
+    "CorInfoMax",
+    "FroSSL",
     "FrozenBackbone",
     "JointEmbedding",
+    "LeJEPA",
     "SimCLR",
     "SpectralContrastive",
     "VICReg",
     "VICRegCtr",
     "VICRegExp",
+    "VISReg",
+    "VIbCReg",
 ]
 
 
@@ -48,3 +55,31 @@ class BarlowTwins(JointEmbedding, criterion=criteria.BarlowTwins):
 
 class TCR(JointEmbedding, criterion=criteria.TCR):
     """Total coding rate of the embeddings and the cosine of the positives (TCR)."""
+
+
+class VIbCReg(JointEmbedding, criterion=criteria.VIbCReg):
+    """VICReg on the correlations of the dimensions (VIbCReg)."""
+
+
+class FroSSL(JointEmbedding, criterion=criteria.FroSSL):
+    """Views that agree and a flat spectrum, by Frobenius norms (FroSSL)."""
+
+
+class MMCR(JointEmbedding, criterion=criteria.MMCR):
+    """Nuclear norm of the centroids of the views (maximum manifold capacity)."""
+
+
+class LeJEPA(JointEmbedding, criterion=criteria.LeJEPA):
+    """Embeddings that are normal along random directions, by characteristic functions (LeJEPA)."""
+
+
+class VISReg(JointEmbedding, criterion=criteria.VISReg):
+    """Embeddings that are normal along random directions, by quantiles (VISReg)."""
+
+
+class CorInfoMax(JointEmbedding, criterion=criteria.CorInfoMax):
+    """Log-determinants of covariances that remember earlier batches (CorInfoMax)."""
+
+
+class WMSE(JointEmbedding, criterion=criteria.WMSE):
+    """Distance of the views after whitening (W-MSE)."""
