@@ -1,4 +1,4 @@
-"""The content of a batch: two views and labels for training, else one view and labels.
+"""The content of a batch: views and labels for training, else one view and labels.
 
 Any other batch is refused with a ``ValueError``.
 """
@@ -8,14 +8,22 @@ from typing import Any
 from torch import Tensor
 
 
-def two_views(batch: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Unpack ``([x1, x2], labels)``, images ``(N, C, H, W)`` and labels ``(N,)``."""
+def training_views(batch: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Unpack ``(views, labels)``: the large views, the small ones, and the labels ``(N,)``.
+
+    Views are images ``(N, C, H, W)``, two or more. Those of the first one's size are large; small
+    are the others, after them.
+    """
     match batch:
-        case [[Tensor() as x1, Tensor() as x2], Tensor() as labels] if labels.ndim == 1:
-            return x1, x2, labels
+        case [[Tensor() as first, Tensor(), *_] as views, Tensor() as labels] if labels.ndim == 1:
+            large = [x for x in views if isinstance(x, Tensor) and x.shape == first.shape]
+            small = [x for x in views[len(large) :] if isinstance(x, Tensor)]
+            if len(large) + len(small) == len(views) and len(large) > 1:
+                return large, small, labels
     raise ValueError(
-        "Expected training batches ([x1, x2], labels) of two views of N images and N labels, but "
-        f"got {describe(batch)}: let the training set return ((x1, x2), label), -1 for no label."
+        "Expected training batches (views, labels) of two or more views of N images and N labels, "
+        f"but got {describe(batch)}: let the training set return ((x1, x2), label), -1 for no "
+        "label."
     )
 
 

@@ -7,6 +7,7 @@ from duality_ssl.criteria.barlow_twins import BarlowTwins
 from duality_ssl.criteria.base import Criterion
 from duality_ssl.criteria.coding_rate import TCR
 from duality_ssl.criteria.contrastive import DCL, SimCLR, SpectralContrastive
+from duality_ssl.criteria.regression import Regression
 from duality_ssl.criteria.vicreg import VICReg, VICRegCtr, VICRegExp
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "TCR",
     "BarlowTwins",
     "Criterion",
+    "Regression",
     "SimCLR",
     "SpectralContrastive",
     "VICReg",
