@@ -3,6 +3,7 @@
 Any other batch is refused with a ``ValueError``.
 """
 
+from itertools import takewhile
 from typing import Any
 
 from torch import Tensor
@@ -11,15 +12,14 @@ from torch import Tensor
 def training_views(batch: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Unpack ``(views, labels)``: the large views, the small ones, and the labels ``(N,)``.
 
-    Views are images ``(N, C, H, W)``, two or more. Those of the first one's size are large; small
-    are the others, after them.
+    Views are images ``(N, C, H, W)``, two or more. The first two are large, and those that follow
+    in the size of the first; the small ones come after them.
     """
     match batch:
-        case [[Tensor() as first, Tensor(), *_] as views, Tensor() as labels] if labels.ndim == 1:
-            large = [x for x in views if isinstance(x, Tensor) and x.shape == first.shape]
-            small = [x for x in views[len(large) :] if isinstance(x, Tensor)]
-            if len(large) + len(small) == len(views) and len(large) > 1:
-                return large, small, labels
+        case [[Tensor() as x1, Tensor() as x2, *rest], Tensor() as labels] if labels.ndim == 1:
+            if all(isinstance(x, Tensor) for x in rest):
+                more = [*takewhile(lambda x: x.shape == x1.shape, rest)]
+                return [x1, x2, *more], rest[len(more) :], labels
     raise ValueError(
         "Expected training batches (views, labels) of two or more views of N images and N labels, "
         f"but got {describe(batch)}: let the training set return ((x1, x2), label), -1 for no "
