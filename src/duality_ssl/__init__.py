@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from duality_ssl.data import SSLDataModule, register_source
     from duality_ssl.methods import (
+        BYOL,
         DCL,
         MMCR,
         TCR,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         JointEmbedding,
         LeJEPA,
         SimCLR,
+        SimSiam,
         SpectralContrastive,
         VIbCReg,
         VICReg,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BYOL",
     "DCL",
     "MMCR",
     "TCR",
@@ -42,6 +45,7 @@ __all__ = [
     "LeJEPA",
     "SSLDataModule",
     "SimCLR",
+    "SimSiam",
     "SpectralContrastive",
     "VICReg",
     "VICRegCtr",

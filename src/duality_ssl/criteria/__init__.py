@@ -10,6 +10,7 @@ from duality_ssl.criteria.contrastive import DCL, SimCLR, SpectralContrastive
 from duality_ssl.criteria.corinfomax import CorInfoMax
 from duality_ssl.criteria.frossl import FroSSL
 from duality_ssl.criteria.mmcr import MMCR
+from duality_ssl.criteria.regression import Regression
 from duality_ssl.criteria.sliced import LeJEPA, VISReg
 from duality_ssl.criteria.vicreg import VIbCReg, VICReg, VICRegCtr, VICRegExp
 from duality_ssl.criteria.whitening import WMSE
@@ -24,6 +25,7 @@ __all__ = [
     "Criterion",
     "FroSSL",
     "LeJEPA",
+    "Regression",
     "SimCLR",
     "SpectralContrastive",
     "VICReg",

@@ -5,6 +5,7 @@ from duality_ssl.methods.frozen import FrozenBackbone
 from duality_ssl.methods.joint_embedding import JointEmbedding
 
 __all__ = [
+    "BYOL",
     "DCL",
     "MMCR",
     "TCR",
@@ -16,6 +17,7 @@ __all__ = [
     "JointEmbedding",
     "LeJEPA",
     "SimCLR",
+    "SimSiam",
     "SpectralContrastive",
     "VICReg",
     "VICRegCtr",
@@ -83,3 +85,19 @@ class CorInfoMax(JointEmbedding, criterion=criteria.CorInfoMax):
 
 class WMSE(JointEmbedding, criterion=criteria.WMSE):
     """Distance of the views after whitening (W-MSE)."""
+
+
+class BYOL(
+    JointEmbedding, criterion=criteria.Regression, predictor="4096-d", teacher_momentum=0.99
+):
+    """Predicts the teacher's embedding of the other view (BYOL)."""
+
+
+class SimSiam(
+    JointEmbedding,
+    criterion=criteria.Regression,
+    predictor="512-d-b",
+    predictor_schedule=False,
+    scale=0.5,
+):
+    """Predicts the network's own embedding of the other view, its gradient stopped (SimSiam)."""
