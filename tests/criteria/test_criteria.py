@@ -153,7 +153,9 @@ each_side = pytest.mark.parametrize(
 STOPS_GRADIENT = {"VISReg"}  # the standard deviations that it divides by have none
 
 
-@each_variant
+@pytest.mark.parametrize(
+    ("name", "arguments"), [case for case in VARIANTS if case.values[0] not in STOPS_GRADIENT]
+)
 @each_side
 @in_each_form
 def test_derivatives_by_finite_differences(
@@ -161,8 +163,7 @@ def test_derivatives_by_finite_differences(
 ) -> None:
     criterion = build(name, arguments)
     views = tuple(z.requires_grad_() for z in make_views(n, d))
-    if name not in STOPS_GRADIENT:
-        assert torch.autograd.gradcheck(lambda *z: tuple(criterion(*z).values()), views)
+    assert torch.autograd.gradcheck(lambda *z: tuple(criterion(*z).values()), views)
     assert torch.autograd.gradgradcheck(lambda *z: criterion(*z)["loss"], views)
 
 

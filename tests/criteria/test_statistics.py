@@ -22,7 +22,7 @@ def grid(n: int, d: int, s: int = 1) -> Tensor:
 
 def along(directions: Tensor, criterion: Criterion) -> Criterion:
     """The criterion on given directions."""
-    criterion.draw = lambda step, z: directions  # type: ignore[operator]
+    criterion.draw = lambda step, z: directions  # type: ignore[assignment]
     return criterion
 
 
@@ -227,9 +227,9 @@ def test_bad_arguments_of_corinfomax_are_refused(arguments: dict[str, Any], mess
         CorInfoMax(**{"dimensions": 5, **arguments})(*TALL)
 
 
-def _state(criterion: CorInfoMax) -> dict[str, Tensor]:
-    """Two steps of this process's rows."""
-    group = process_group()
+def _state() -> dict[str, Tensor]:
+    """What is remembered after two steps of this process's rows."""
+    criterion, group = CorInfoMax(5), process_group()
     for step in (1, 2):
         rows = group.own(12 // group.world_size)
         criterion(*(step * z[rows] for z in make_views(12, 5, seed=step)), group=group)
@@ -244,8 +244,8 @@ def processes(
 
 
 def test_processes_remember_what_one_does(processes: Processes) -> None:
-    expected = _state(CorInfoMax(5))
-    states = processes.run(_state, CorInfoMax(5))
+    expected = _state()
+    states = processes.run(_state)
     for state in states:
         torch.testing.assert_close(state, expected, rtol=1e-12, atol=1e-14)
         assert all(torch.equal(state[name], states[0][name]) for name in state)

@@ -80,7 +80,7 @@ class WithInputs(nn.Module):
             new.to(torch.promote_types(z.dtype, torch.float32)).requires_grad_(False)
             self._built[key] = new, copy.deepcopy(dict(new.named_buffers()))
         criterion, state = self._built[key]
-        for name, buffer in criterion.named_buffers():
+        for name, buffer in criterion.named_buffers() if self.training else ():
             buffer.copy_(state[name])
         return criterion.train(self.training)
 

@@ -58,6 +58,11 @@ def drawn_like(z: Array, drawn: Tensor) -> Array:
     return drawn if isinstance(z, Tensor) else drawn.numpy()
 
 
+def number(value: Any) -> float:
+    """Without a gradient."""
+    return value.item() if isinstance(value, Tensor) else value
+
+
 def cos(value: Any) -> Any:
     return value.cos() if isinstance(value, Tensor) else math.cos(value)
 
@@ -94,10 +99,10 @@ def visreg(z1: Array, z2: Array, regularization: float, drawn: Tensor) -> float:
         stds = [sqrt(sum((x - means[j]) ** 2 for x in z[:, j]) / n) + 1e-6 for j in range(d)]
         total += sum(mean**2 for mean in means) / d + sum((std - 1) ** 2 for std in stds) / d
         y = references.matrix(
-            [[(z[i, j] - means[j]) / float(stds[j]) for j in range(d)] for i in range(n)]
+            [[(z[i, j] - means[j]) / number(stds[j]) for j in range(d)] for i in range(n)]
         )
         for a in directions.T:
-            values = sorted((row @ a for row in y), key=float)
+            values = sorted((row @ a for row in y), key=number)
             squares = sum((x - q) ** 2 for x, q in zip(values, quantiles, strict=True))
             total += squares / (n * len(directions.T))
     return (1 - regularization) * mean_squared_error(z1, z2) / 4 + regularization * total / 2
