@@ -332,7 +332,8 @@ def main() -> None:
     dense, large = ((8, 8), (16, 8)) if args.smoke else ((2048, 256), (16384, 256))
     rows = [against_dense(*dense, repeats, args.device)] if "SimCLR" in args.only else []
     rows += [alone(name, *large, repeats, args.device) for name in LARGE if name in args.only]
-    save_some("batches", rows, args)
+    if rows:
+        save_some("batches", rows, args)
 
 
 if __name__ == "__main__":
