@@ -1,18 +1,16 @@
 """The criteria on statistics of the batch: published values, more views, and known mistakes."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from helpers.criteria_cases import make_views
-from helpers.gloo_processes import Processes, start_processes
 from torch import Tensor
 
 from duality_ssl import functional
 from duality_ssl.criteria import MMCR, CorInfoMax, Criterion, FroSSL, LeJEPA, VIbCReg, VISReg
-from duality_ssl.distributed import process_group
 
 
 def grid(n: int, d: int, s: int = 1) -> Tensor:
@@ -225,27 +223,3 @@ def test_corinfomax_that_remembers_nothing_is_a_coding_rate(n: int, d: int) -> N
 def test_bad_arguments_of_corinfomax_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CorInfoMax(**{"dimensions": 5, **arguments})(*TALL)
-
-
-def _state() -> dict[str, Tensor]:
-    """What is remembered after two steps of this process's rows."""
-    criterion, group = CorInfoMax(5), process_group()
-    for step in (1, 2):
-        rows = group.own(12 // group.world_size)
-        criterion(*(step * z[rows] for z in make_views(12, 5, seed=step)), group=group)
-    return criterion.state_dict()
-
-
-@pytest.fixture(scope="module", params=[2, 3], ids=["W2", "W3"])
-def processes(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Processes]:
-    yield from start_processes(request.param, tmp_path_factory.mktemp("state"))
-
-
-def test_processes_remember_what_one_does(processes: Processes) -> None:
-    expected = _state()
-    states = processes.run(_state)
-    for state in states:
-        torch.testing.assert_close(state, expected, rtol=1e-12, atol=1e-14)
-        assert all(torch.equal(state[name], states[0][name]) for name in state)

@@ -1,17 +1,15 @@
 """W-MSE needs more samples than dimensions: the common tests on such batches, and its own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from criteria import test_criteria as common
 from helpers.criteria_cases import make_views
-from helpers.gloo_processes import Processes, start_processes
 from torch import Tensor
 
 from duality_ssl.criteria import WMSE
-from duality_ssl.distributed import process_group
 from duality_ssl.functional import normalize_rows, whiten
 
 Z1, Z2 = make_views(12, 4)
@@ -109,33 +107,6 @@ def test_value_and_gradient_of_what_has_collapsed_are_finite(kind: str) -> None:
     loss = WMSE()(z1, z2, step=0)["loss"]
     assert loss.isfinite()
     assert all(grad.isfinite().all() for grad in torch.autograd.grad(loss, (z1, z2)))
-
-
-@pytest.fixture(scope="module", params=[2, 3], ids=["W2", "W3"])
-def processes(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Processes]:
-    yield from start_processes(request.param, tmp_path_factory.mktemp("group"))
-
-
-def _step(w_size: int | None) -> tuple[float, Tensor]:
-    """Value, and the gradient in this process's rows as data parallel averages it."""
-    group = process_group()
-    rows = group.own(12 // group.world_size)
-    z1, z2 = (z[rows].clone().requires_grad_() for z in (Z1, Z2))
-    loss = WMSE(w_size)(z1, z2, step=5, group=group)["loss"]
-    (gradient,) = torch.autograd.grad(loss, z1)
-    return loss.item(), gradient / group.world_size
-
-
-@pytest.mark.parametrize("w_size", [None, 6], ids=str)
-def test_processes_are_one(processes: Processes, w_size: int | None) -> None:
-    """Sub-batches of 6 cross the processes' batches of 6 or 4 rows."""
-    value, gradient = _step(w_size)
-    results = processes.run(_step, w_size)
-    assert [loss for loss, _ in results] == pytest.approx([value] * len(results), rel=1e-12)
-    got = torch.cat([grad for _, grad in results])
-    torch.testing.assert_close(got, gradient, rtol=1e-10, atol=1e-12)
 
 
 def test_whitened_columns_are_white() -> None:
