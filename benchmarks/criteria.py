@@ -43,6 +43,11 @@ def cross_products(a: Tensor, b: Tensor) -> Products:
     return [(a, b.T), (square := _square(a), b), (square.T, a)]
 
 
+def centroid_products(z1: Tensor, z2: Tensor) -> Products:
+    """The Gram matrix of the views' mean on the smaller side, and its gradient: 2 products."""
+    return _gram(z1 if len(z1) <= z1.shape[1] else z1.T)
+
+
 def row_products(z1: Tensor, z2: Tensor) -> Products:
     """``z z^T`` of each view and its gradient, whichever side is smaller: 4 products."""
     return [*_gram(z1), *_gram(z2)]
@@ -86,6 +91,11 @@ def _lightly_tcr() -> Loss:
     return loss
 
 
+def _lightly_frossl() -> Loss:
+    criterion = lightly.FroSSLLoss()
+    return lambda z1, z2: criterion([z1, z2])
+
+
 def _pairs(name: str, similarity: str, peer: Callable[[], Loss] | None = None) -> Case:
     function = {"cosine": lambda p: p, "squared": torch.square, "absolute": torch.abs}[similarity]
     return Case(
@@ -112,6 +122,15 @@ CASES: dict[str, Case] = {
         _lightly_tcr,
         factorised=True,
         comparable=False,  # its cosines are with the mean of both views
+    ),
+    "VIbCReg": Case(criteria.VIbCReg, gram_products, textbook.vibcreg),
+    "FroSSL": Case(criteria.FroSSL, gram_products, textbook.frossl, _lightly_frossl),
+    "MMCR": Case(
+        criteria.MMCR,
+        centroid_products,
+        textbook.mmcr,
+        side=lambda n, d: min(n, d),
+        factorised=True,
     ),
     "Spectral contrastive": Case(
         criteria.SpectralContrastive,
@@ -313,7 +332,8 @@ def main() -> None:
     dense, large = ((8, 8), (16, 8)) if args.smoke else ((2048, 256), (16384, 256))
     rows = [against_dense(*dense, repeats, args.device)] if "SimCLR" in args.only else []
     rows += [alone(name, *large, repeats, args.device) for name in LARGE if name in args.only]
-    save_some("batches", rows, args)
+    if rows:
+        save_some("batches", rows, args)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,27 @@ def tcr(z1: Tensor, z2: Tensor) -> Tensor:
     return -sum(rates) / 2 - 100 * F.cosine_similarity(z1, z2).mean()
 
 
+def vibcreg(z1: Tensor, z2: Tensor) -> Tensor:
+    """Return VIbCReg, https://github.com/ML4ITS/vibcreg (losses.py)."""
+    hinges = [torch.relu(1 - torch.sqrt(z.var(dim=0) + 1e-4)).mean() for z in (z1, z2)]
+    correlations = [F.normalize(z - z.mean(dim=0), dim=0) for z in (z1, z2)]
+    squares = sum(off_diagonal(h.T @ h).square().sum() / h.shape[1] ** 2 for h in correlations)
+    return 25 * F.mse_loss(z1, z2) + 25 * sum(hinges) + 200 * squares
+
+
+def mmcr(z1: Tensor, z2: Tensor) -> Tensor:
+    """Return MMCR, https://github.com/ThomasYerxa/mmcr (loss_mmcr.py), by singular values."""
+    return -torch.linalg.svdvals((F.normalize(z1) + F.normalize(z2)) / 2).sum()
+
+
+def frossl(z1: Tensor, z2: Tensor) -> Tensor:
+    """Return FroSSL on the side of the dimensions, as in its paper."""
+    y1, y2 = F.normalize(z1, dim=0), F.normalize(z2, dim=0)
+    covariances = [y.T @ y for y in (y1, y2)]
+    norms = sum(2 * torch.log(c.norm() / c.trace()) for c in covariances)
+    return norms + (y1 - y2).square().sum() / len(z1)
+
+
 def spectral_contrastive(z1: Tensor, z2: Tensor) -> Tensor:
     """Return SCL, https://github.com/jhaochenz/spectral_contrastive_learning, its ball included."""
     inside1, inside2 = ((z.norm(dim=1, keepdim=True) < 1).to(z.dtype) for z in (z1, z2))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import references
+from helpers import references, references_statistics
 from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
@@ -204,6 +204,13 @@ def textbook_cases() -> dict[str, tuple[str, dict[str, Any], Callable[..., float
             references.barlow_twins,
         ),
         "tcr": ("tcr", {"invariance": 100, "distortion": 0.2}, references.tcr),
+        "vibcreg": (
+            "vibcreg",
+            {**vicreg, "covariance": 200},
+            references_statistics.vibcreg,
+        ),
+        "mmcr": ("mmcr", {"compactness": 0}, references_statistics.mmcr),
+        "frossl": ("frossl", {"invariance": 1}, references_statistics.frossl),
         "spectral": ("spectral_contrastive", {"mu": 1.0}, references.spectral_contrastive),
         "simclr": ("simclr", {"temperature": 0.15, **same}, references.simclr),
         "dense": ("simclr_dense", {"temperature": 0.15, **same}, references.simclr),

@@ -105,6 +105,26 @@ RESOLVED: dict[str, dict[str, Any]] = {
     },
     "methods/barlow_twins.yaml": {"model.init_args.redundancy": 0.005},  # Zbontar et al., sec. 2.2
     "methods/tcr.yaml": {"model.init_args.distortion": 0.2},  # Tong et al., section 3
+    "methods/vibcreg.yaml": {"model.init_args.covariance": 200},  # Lee and Aune, their code
+    "methods/frossl.yaml": {"model.init_args.invariance": 1},
+    "methods/mmcr.yaml": {"model.init_args.compactness": 0},  # Yerxa et al., section 3
+    "methods/lejepa.yaml": {
+        "model.init_args.regularization": 0.05,
+        "model.init_args.directions": 1024,
+    },
+    "methods/visreg.yaml": {
+        "model.init_args.regularization": 0.9,
+        "model.init_args.directions": 4096,
+    },
+    "methods/corinfomax.yaml": {  # Ozsoy et al., on CIFAR with 64 dimensions
+        "model.init_args.invariance": 250,
+        "model.init_args.forgetting": 0.01,
+        "model.init_args.epsilon": 1e-8,
+    },
+    "methods/wmse.yaml": {  # Ermolov et al., section 4
+        "model.init_args.projector": "1024-64",
+        "model.init_args.w_size": 128,
+    },
     "experiments/imagenet_vicreg.yaml": {
         **IMAGENET,
         "model.class_path": "duality_ssl.VICReg",

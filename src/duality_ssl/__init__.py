@@ -9,31 +9,49 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from duality_ssl.data import SSLDataModule, register_source
     from duality_ssl.methods import (
+        BYOL,
         DCL,
+        MMCR,
         TCR,
+        WMSE,
         BarlowTwins,
+        CorInfoMax,
+        FroSSL,
         JointEmbedding,
+        LeJEPA,
         SimCLR,
+        SimSiam,
         SpectralContrastive,
+        VIbCReg,
         VICReg,
         VICRegCtr,
         VICRegExp,
+        VISReg,
     )
     from duality_ssl.networks import create_backbone, register_backbone
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BYOL",
     "DCL",
+    "MMCR",
     "TCR",
+    "WMSE",
     "BarlowTwins",
+    "CorInfoMax",
+    "FroSSL",
     "JointEmbedding",
+    "LeJEPA",
     "SSLDataModule",
     "SimCLR",
+    "SimSiam",
     "SpectralContrastive",
     "VICReg",
     "VICRegCtr",
     "VICRegExp",
+    "VISReg",
+    "VIbCReg",
     "create_backbone",
     "register_backbone",
     "register_source",

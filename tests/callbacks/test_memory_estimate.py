@@ -67,6 +67,8 @@ def peak_of_two_steps(
         (criteria.SimCLR, "128-128", 1024, "momentum"),
         (criteria.DCL, "256-256", 256, "momentum"),
         (criteria.VICRegExp, "64-2048", 64, "momentum"),
+        (criteria.FroSSL, "64-1024", 256, "momentum"),
+        (criteria.MMCR, "64-512", 512, "plain"),
         (criteria.VICRegCtr, "64-64", 1024, "momentum"),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),

@@ -10,11 +10,13 @@ import torch
 from helpers import references
 from helpers.criteria_cases import (
     EXPORTED,
+    NEED_MORE_SAMPLES,
     VARIANTS,
     WithInputs,
     build,
     make_inputs,
     make_views,
+    rearranged,
 )
 from torch import Tensor
 
@@ -63,7 +65,7 @@ def test_every_criterion_is_exported_and_has_a_reference() -> None:
         if inspect.isclass(value) and issubclass(value, Criterion) and not inspect.isabstract(value)
     }
     public = {name for name in defined if not name.startswith("_")}
-    assert public == set(EXPORTED) == set(references.CRITERIA)
+    assert public == {*EXPORTED, *NEED_MORE_SAMPLES} == set(references.CRITERIA)
 
 
 def reference_loss(criterion: Any, z1: Any, z2: Any) -> Any:
@@ -93,7 +95,7 @@ def reference_loss(criterion: Any, z1: Any, z2: Any) -> Any:
 def test_matches_float64_reference(name: str, arguments: dict[str, Any], n: int, d: int) -> None:
     criterion = build(name, arguments)
     z1, z2 = make_views(n, d)
-    expected = reference_loss(criterion, z1.numpy(), z2.numpy())
+    expected = float(reference_loss(criterion, z1.numpy(), z2.numpy()))
     loss = criterion(z1, z2)["loss"]
     assert loss.dtype == torch.float64
     assert loss.item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
@@ -142,15 +144,20 @@ def test_float32_is_accurate_at_size_with_near_duplicates(
     loss, *gradients = value_and_gradients(build(name), *views)
     assert loss.item() == pytest.approx(expected[0].item(), rel=1e-5)
     for ours, exact in zip(gradients, expected[1:], strict=True):
-        assert (ours.double() - exact).norm() < 5e-4 * exact.norm()
+        # duplicates that are equal in float32 have each other's quantiles in VISReg
+        most = 5e-3 if name == "VISReg" else 5e-4
+        assert (ours.double() - exact).norm() < most * exact.norm()
 
 
 each_side = pytest.mark.parametrize(
     ("n", "d"), [(5, 3), (3, 5), (4, 4)], ids=["tall", "wide", "square"]
 )
+STOPS_GRADIENT = {"VISReg"}  # the standard deviations that it divides by have none
 
 
-@each_variant
+@pytest.mark.parametrize(
+    ("name", "arguments"), [case for case in VARIANTS if case.values[0] not in STOPS_GRADIENT]
+)
 @each_side
 @in_each_form
 def test_derivatives_by_finite_differences(
@@ -162,11 +169,14 @@ def test_derivatives_by_finite_differences(
     assert torch.autograd.gradgradcheck(lambda *z: criterion(*z)["loss"], views)
 
 
+MOVES_STATE = {"CorInfoMax"}  # in training, which is no function of the views alone
+
+
 @each_variant
 @each_side
 @in_each_form
 def test_transforms_of_torch_func(name: str, arguments: dict[str, Any], n: int, d: int) -> None:
-    criterion = build(name, arguments)
+    criterion = build(name, arguments).train(name not in MOVES_STATE)
     z1, z2 = make_views(n, d)
     _, expected, _ = value_and_gradients(criterion, z1, z2)
     gradient = torch.func.grad(lambda *z: criterion(*z)["loss"])(z1, z2)
@@ -176,13 +186,17 @@ def test_transforms_of_torch_func(name: str, arguments: dict[str, Any], n: int, 
     torch.testing.assert_close(losses, expected)
 
 
+DRAW = {"LeJEPA", "VISReg"}  # NumPy's generator is no part of a graph
+
+
 @pytest.mark.parametrize("name", EXPORTED)
 @in_each_form
 @pytest.mark.parametrize("autocast", [False, True], ids=["float64", "within autocast"])
 def test_compiles_into_one_graph(name: str, autocast: bool) -> None:
     torch.compiler.reset()
     criterion = build(name)
-    compiled = torch.compile(criterion, backend="aot_eager", fullgraph=True)
+    whole = name not in DRAW
+    compiled = torch.compile(criterion, backend="aot_eager", fullgraph=whole)
     z1, z2 = make_views(4, 6)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         expected, got = (
@@ -194,7 +208,13 @@ def test_compiles_into_one_graph(name: str, autocast: bool) -> None:
     torch.testing.assert_close(*gradients)
 
 
-@each_variant
+# by design: it is the predictor and the stopped gradient that keep BYOL and SimSiam from it
+NO_COLLAPSE_COST = {"Regression"}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [case for case in VARIANTS if case.values[0] not in NO_COLLAPSE_COST]
+)
 @pytest.mark.parametrize("kind", ["one_point", "one_line"])
 def test_collapsed_costs_more_than_spread(name: str, arguments: dict[str, Any], kind: str) -> None:
     n, d = 32, 16
@@ -221,7 +241,7 @@ def test_permuting_samples_changes_nothing(
     z1, z2 = make_views(n, d)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(1))
     loss, grad1, grad2 = value_and_gradients(criterion, z1, z2)
-    permuted = value_and_gradients(criterion, z1[order], z2[order])
+    permuted = value_and_gradients(rearranged(criterion, order=order), z1[order], z2[order])
     for got, expected in zip(permuted, (loss, grad1[order], grad2[order]), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
@@ -230,7 +250,8 @@ def test_permuting_samples_changes_nothing(
 def test_swapping_views_changes_nothing(name: str, arguments: dict[str, Any]) -> None:
     criterion = build(name, arguments)
     z1, z2 = make_views(6, 5)
-    torch.testing.assert_close(criterion(z1, z2)["loss"], criterion(z2, z1)["loss"])
+    swapped = rearranged(criterion, swapped=True)
+    torch.testing.assert_close(criterion(z1, z2)["loss"], swapped(z2, z1)["loss"])
 
 
 @each_variant
@@ -239,6 +260,9 @@ def test_loss_is_the_weighted_sum_of_scalar_terms(name: str, arguments: dict[str
     terms = criterion(*make_views(6, 5))
     assert all(term.ndim == 0 and term.requires_grad is False for term in terms.values())
     weights = {"coding_rate": -1.0}
+    if hasattr(criterion, "regularization"):  # its share; the rest is that of the invariance
+        share = criterion.regularization
+        weights |= dict.fromkeys(terms, share) | {"invariance": 1 - share}
     total = sum(
         (weights.get(term) or getattr(criterion, term, 1.0)) * value
         for term, value in terms.items()
@@ -370,7 +394,8 @@ NUMBERS = [
     for argument, parameter in inspect.signature(vars(criteria)[name]).parameters.items()
     if parameter.annotation is float
 ]
-WEIGHTS = ("invariance", "variance", "covariance", "redundancy")
+WEIGHTS = ("invariance", "variance", "covariance", "redundancy", "compactness")
+WEIGHTS += ("regularization", "forgetting")
 
 
 @pytest.mark.parametrize(("name", "argument"), NUMBERS)
@@ -409,6 +434,22 @@ def test_unknown_name_is_refused_with_the_valid_ones(name: str, argument: str, v
         ("VICRegCtr", {"invariance": 25, "variance": 25, "covariance": 3.75, "temperature": 0.15}),
         ("BarlowTwins", {"redundancy": 0.005, "scale": 1.0}),
         ("TCR", {"invariance": 100, "distortion": 0.2}),
+        ("VIbCReg", {"invariance": 25, "variance": 25, "covariance": 200}),
+        ("FroSSL", {"invariance": 1}),
+        ("MMCR", {"compactness": 0}),
+        ("LeJEPA", {"regularization": 0.05, "directions": 1024}),
+        ("VISReg", {"regularization": 0.9, "directions": 4096}),
+        ("WMSE", {"w_size": None}),
+        (
+            "CorInfoMax",
+            {
+                "dimensions": inspect.Parameter.empty,
+                "invariance": 250,
+                "forgetting": 0.01,
+                "epsilon": 1e-8,
+            },
+        ),
+        ("Regression", {"scale": 2.0}),
     ],
 )
 def test_public_signature(name: str, expected: dict[str, Any]) -> None:

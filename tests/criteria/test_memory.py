@@ -45,6 +45,15 @@ def test_extra_memory_is_a_few_inputs_and_the_smaller_side(
     assert extra <= (4 * 2 * n * d + min(n, d) ** 2) * FLOAT
 
 
+@pytest.mark.parametrize("name", ["VIbCReg", "FroSSL", "MMCR"])
+@pytest.mark.parametrize(("n", "d"), [(64, 8192), (2048, 128)], ids=["wide", "tall"])
+def test_the_larger_side_is_never_held(
+    name: str, n: int, d: int, peak_memory: Callable[[Callable[[], object]], int]
+) -> None:
+    extra = peak_memory(step(getattr(criteria, name)(), n, d))
+    assert extra < (7 * 2 * n * d + 8 * min(n, d) ** 2) * FLOAT < max(n, d) ** 2 * FLOAT
+
+
 @pytest.mark.parametrize("similarity", ["cosine", "squared", "absolute"])
 @pytest.mark.parametrize("criterion", [criteria.SimCLR, criteria.DCL])
 def test_contrast_never_holds_the_matrix_of_similarities(

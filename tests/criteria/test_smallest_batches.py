@@ -7,6 +7,7 @@ import torch
 from callbacks.test_numbers import fit, tiny
 from helpers.criteria_cases import EXPORTED, build
 
+from duality_ssl import methods
 from duality_ssl.callbacks import (
     CollapseGuard,
     DualityMonitor,
@@ -30,7 +31,7 @@ def test_a_criterion_works_on_the_smallest_batches_or_refuses(
     elif kind != "random":
         z1 = z2 = (z1[:1] if kind == "equal rows" else 0 * z1[:1]).expand(n, d)
     views = [z.half().clone().requires_grad_() for z in (z1, z2)]
-    if d < criterion.min_dimensions:
+    if d < getattr(criterion, "min_dimensions", 1):
         with pytest.raises(ValueError, match=r"at least 2 dimension\(s\), but got D=1"):
             criterion(*views)
         return
@@ -40,7 +41,7 @@ def test_a_criterion_works_on_the_smallest_batches_or_refuses(
     assert all(z.grad is not None and z.grad.isfinite().all() for z in views)
 
 
-@pytest.mark.parametrize("method", EXPORTED)
+@pytest.mark.parametrize("method", [name for name in EXPORTED if hasattr(methods, name)])
 @pytest.mark.parametrize(
     ("size", "projector"), [(2, "16-16"), (8, "16-1")], ids=["batch of 2", "one dimension"]
 )

@@ -1,20 +1,27 @@
 """Every criterion that is exported, in the variants of its reference, and two views for it."""
 
+import copy
 import inspect
 from typing import Any
 
 import pytest
 import torch
-from helpers import references
+from helpers import references, references_statistics
 from torch import Tensor, nn
 
 from duality_ssl import criteria
 from duality_ssl.criteria import Criterion
 from duality_ssl.distributed import SINGLE, Group
 
+references.CRITERIA |= references_statistics.CRITERIA
+
+# The covariance of N <= D samples cannot be inverted; tests/criteria/test_whitening.py has it.
+NEED_MORE_SAMPLES = {"WMSE"}
+FEW = {"LeJEPA": {"directions": 12}, "VISReg": {"directions": 12}}  # more take longer, no more
+
 EXPORTED = [
     name
-    for name in criteria.__all__
+    for name in sorted({*criteria.__all__} - NEED_MORE_SAMPLES)
     if inspect.isclass(vars(criteria)[name])
     and issubclass(vars(criteria)[name], Criterion)
     and not inspect.isabstract(vars(criteria)[name])
@@ -27,7 +34,7 @@ VARIANTS = [
 
 
 class WithInputs(nn.Module):
-    """A criterion that gets its inputs, and is built anew, with each batch.
+    """A criterion that gets its inputs, and has its first state again, with each batch.
 
     Args:
         name: Name of a criterion that has inputs or needs `dimensions`.
@@ -37,18 +44,45 @@ class WithInputs(nn.Module):
     def __init__(self, name: str, arguments: dict[str, Any]) -> None:
         super().__init__()
         self.name, self.arguments = name, arguments
+        self.order: Tensor | None = None
+        self.swapped = False
+        # nothing is drawn twice: transforms of torch.func and compiled graphs forbid it
+        self._built: dict[Any, tuple[Criterion, dict[str, Tensor]]] = {}
+        self._inputs: dict[Any, dict[str, Any]] = {}
 
     def forward(self, *views: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
-        criterion = self.built(views[0])
-        return criterion(*views, group=group, **make_inputs(criterion, views[0], group))
+        z = views[0]
+        if not isinstance(z, Tensor) or z.ndim != 2 or not z.is_floating_point():
+            return self.built(torch.zeros(2, 2))(*views, group=group)  # which refuses them
+        criterion = self.built(z)
+        key = *z.shape, z.dtype, group.rank, group.world_size
+        if key not in self._inputs:
+            self._inputs[key] = make_inputs(criterion, z, group)
+        inputs = dict(self._inputs[key])
+        if self.order is not None and "labels" in inputs:
+            inputs["labels"] = inputs["labels"][self.order]
+        if self.order is not None and "targets" in inputs:
+            inputs["targets"] = tuple(t[self.order] for t in inputs["targets"])
+        if self.swapped and "targets" in inputs:
+            inputs["targets"] = inputs["targets"][::-1]
+        return criterion(*views, group=group, **inputs)
 
     def built(self, z: Tensor) -> Criterion:
-        """The criterion for embeddings like `z`, in their dtype."""
-        cls = vars(criteria)[self.name]
-        asks = "dimensions" in inspect.signature(cls).parameters
-        sizes = {"dimensions": z.shape[1]} if asks else {}
-        criterion: Criterion = cls(**sizes, **self.arguments)
-        return criterion.to(z.dtype)
+        """The criterion for embeddings like `z`, in full precision, as it is at first."""
+        key = z.shape[1], z.dtype
+        if key not in self._built:
+            cls = vars(criteria)[self.name]
+            asks = "dimensions" in inspect.signature(cls).parameters
+            sizes = {"dimensions": z.shape[1]} if asks else {}
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                new: Criterion = cls(**sizes, **self.arguments)
+            new.to(torch.promote_types(z.dtype, torch.float32)).requires_grad_(False)
+            self._built[key] = new, copy.deepcopy(dict(new.named_buffers()))
+        criterion, state = self._built[key]
+        for name, buffer in criterion.named_buffers() if self.training else ():
+            buffer.copy_(state[name])
+        return criterion.train(self.training)
 
     def __getattr__(self, name: str) -> Any:
         """The criterion's arguments."""
@@ -63,10 +97,20 @@ class WithInputs(nn.Module):
 
 def build(name: str, arguments: dict[str, Any] | None = None) -> Any:
     """The criterion, called with views alone."""
-    cls = vars(criteria)[name]
+    cls, arguments = vars(criteria)[name], FEW.get(name, {}) | (arguments or {})
     if cls.inputs or "dimensions" in inspect.signature(cls).parameters:
-        return WithInputs(name, arguments or {})
-    return cls(**(arguments or {}))
+        lazy = WithInputs(name, arguments)
+        lazy.built(torch.zeros(2, 2))  # which refuses arguments out of range
+        return lazy
+    return cls(**arguments)
+
+
+def rearranged(criterion: Any, order: Tensor | None = None, swapped: bool = False) -> Any:
+    """The criterion, with its inputs for other orders of the samples or of the views."""
+    if isinstance(criterion, WithInputs):
+        criterion = copy.copy(criterion)
+        criterion.order, criterion.swapped = order, swapped
+    return criterion
 
 
 def make_views(
@@ -83,8 +127,10 @@ def make_inputs(criterion: Criterion, z: Tensor, group: Group = SINGLE) -> dict[
     n, d = z.shape
     every = n * group.world_size
     own = group.own(n)
+    # the same in every precision
+    targets = make_views(every, d, dtype=torch.bfloat16, seed=1)
     given = {
-        "targets": tuple(t[own] for t in make_views(every, d, dtype=z.dtype, seed=1)),
+        "targets": tuple(t[own].to(z.dtype) for t in targets),
         "labels": (torch.arange(every) // 2)[own],
         "step": 3,
     }

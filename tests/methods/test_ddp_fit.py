@@ -148,6 +148,8 @@ def assert_one(result: Result, one: Result, tolerance: float) -> None:
         ("VICRegCtr", "SGD", 0.1),
         ("BarlowTwins", "LARS", 3.0),
         ("TCR", "AdamW", 0.01),
+        ("LeJEPA", "AdamW", 0.01),  # draws
+        ("CorInfoMax", "SGD", 0.01),  # remembers
     ],
 )
 def test_weights_heads_and_metrics(

@@ -7,16 +7,30 @@ from duality_ssl.criteria.barlow_twins import BarlowTwins
 from duality_ssl.criteria.base import Criterion
 from duality_ssl.criteria.coding_rate import TCR
 from duality_ssl.criteria.contrastive import DCL, SimCLR, SpectralContrastive
-from duality_ssl.criteria.vicreg import VICReg, VICRegCtr, VICRegExp
+from duality_ssl.criteria.corinfomax import CorInfoMax
+from duality_ssl.criteria.frossl import FroSSL
+from duality_ssl.criteria.mmcr import MMCR
+from duality_ssl.criteria.regression import Regression
+from duality_ssl.criteria.sliced import LeJEPA, VISReg
+from duality_ssl.criteria.vicreg import VIbCReg, VICReg, VICRegCtr, VICRegExp
+from duality_ssl.criteria.whitening import WMSE
 
 __all__ = [
     "DCL",
+    "MMCR",
     "TCR",
+    "WMSE",
     "BarlowTwins",
+    "CorInfoMax",
     "Criterion",
+    "FroSSL",
+    "LeJEPA",
+    "Regression",
     "SimCLR",
     "SpectralContrastive",
     "VICReg",
     "VICRegCtr",
     "VICRegExp",
+    "VISReg",
+    "VIbCReg",
 ]

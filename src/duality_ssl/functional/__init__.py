@@ -32,6 +32,7 @@ from duality_ssl.functional.alignment import alignment, uniformity
 from duality_ssl.functional.coding_rate import coding_rate
 from duality_ssl.functional.covariance import (
     cross_correlation,
+    squared_correlation,
     squared_covariance,
     variance,
     variance_hinge,
@@ -44,6 +45,7 @@ from duality_ssl.functional.duality import (
     row_fourth_norm_bounds,
     sample_contrastive_bounds,
 )
+from duality_ssl.functional.entropy import matrix_entropy
 from duality_ssl.functional.gram import (
     cross_gram,
     dimension_contrastive,
@@ -57,16 +59,20 @@ from duality_ssl.functional.logsumexp import (
     logsumexp_of_others,
     sample_logsumexp,
 )
+from duality_ssl.functional.normality import epps_pulley, quantile_distances
 from duality_ssl.functional.normalization import (
     centered,
     normalize_centered_rows,
+    normalize_columns,
     normalize_rows,
     project_to_ball,
     standardize_columns,
 )
+from duality_ssl.functional.nuclear_norm import nuclear_norm
 from duality_ssl.functional.precision import full_precision
 from duality_ssl.functional.similarity import linear_cka, rsa
 from duality_ssl.functional.spectrum import alpha_req, lidar, rankme, singular_values
+from duality_ssl.functional.whitening import whiten
 
 __all__ = [
     "alignment",
@@ -81,15 +87,20 @@ __all__ = [
     "dimension_contrastive",
     "dimension_contrastive_bounds",
     "dimension_gram",
+    "epps_pulley",
     "fourth_norms",
     "full_precision",
     "lidar",
     "linear_cka",
     "logsumexp_of_others",
+    "matrix_entropy",
     "norm_regularizer",
     "normalize_centered_rows",
+    "normalize_columns",
     "normalize_rows",
+    "nuclear_norm",
     "project_to_ball",
+    "quantile_distances",
     "rankme",
     "row_fourth_norm_bounds",
     "rsa",
@@ -98,9 +109,11 @@ __all__ = [
     "sample_gram",
     "sample_logsumexp",
     "singular_values",
+    "squared_correlation",
     "squared_covariance",
     "standardize_columns",
     "uniformity",
     "variance",
     "variance_hinge",
+    "whiten",
 ]

@@ -5,16 +5,25 @@ from duality_ssl.methods.frozen import FrozenBackbone
 from duality_ssl.methods.joint_embedding import JointEmbedding
 
 __all__ = [
+    "BYOL",
     "DCL",
+    "MMCR",
     "TCR",
+    "WMSE",
     "BarlowTwins",
+    "CorInfoMax",
+    "FroSSL",
     "FrozenBackbone",
     "JointEmbedding",
+    "LeJEPA",
     "SimCLR",
+    "SimSiam",
     "SpectralContrastive",
     "VICReg",
     "VICRegCtr",
     "VICRegExp",
+    "VISReg",
+    "VIbCReg",
 ]
 
 
@@ -48,3 +57,47 @@ class BarlowTwins(JointEmbedding, criterion=criteria.BarlowTwins):
 
 class TCR(JointEmbedding, criterion=criteria.TCR):
     """Total coding rate of the embeddings and the cosine of the positives (TCR)."""
+
+
+class VIbCReg(JointEmbedding, criterion=criteria.VIbCReg):
+    """VICReg on the correlations of the dimensions (VIbCReg)."""
+
+
+class FroSSL(JointEmbedding, criterion=criteria.FroSSL):
+    """Views that agree and a flat spectrum, by Frobenius norms (FroSSL)."""
+
+
+class MMCR(JointEmbedding, criterion=criteria.MMCR):
+    """Nuclear norm of the centroids of the views (maximum manifold capacity)."""
+
+
+class LeJEPA(JointEmbedding, criterion=criteria.LeJEPA):
+    """Embeddings that are normal along random directions, by characteristic functions (LeJEPA)."""
+
+
+class VISReg(JointEmbedding, criterion=criteria.VISReg):
+    """Embeddings that are normal along random directions, by quantiles (VISReg)."""
+
+
+class CorInfoMax(JointEmbedding, criterion=criteria.CorInfoMax):
+    """Log-determinants of covariances that remember earlier batches (CorInfoMax)."""
+
+
+class WMSE(JointEmbedding, criterion=criteria.WMSE):
+    """Distance of the views after whitening (W-MSE)."""
+
+
+class BYOL(
+    JointEmbedding, criterion=criteria.Regression, predictor="4096-d", teacher_momentum=0.99
+):
+    """Predicts the teacher's embedding of the other view (BYOL)."""
+
+
+class SimSiam(
+    JointEmbedding,
+    criterion=criteria.Regression,
+    predictor="512-d-b",
+    predictor_schedule=False,
+    scale=0.5,
+):
+    """Predicts the network's own embedding of the other view, its gradient stopped (SimSiam)."""
