@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import references
+from helpers import references, references_contrast
 from torch import Tensor, nn
 
 from duality_ssl import criteria
 from duality_ssl.criteria import Criterion
 from duality_ssl.distributed import SINGLE, Group
+
+references.CRITERIA |= references_contrast.CRITERIA
 
 EXPORTED = [
     name
@@ -79,13 +81,13 @@ def make_views(
 
 
 def make_inputs(criterion: Criterion, z: Tensor, group: Group = SINGLE) -> dict[str, Any]:
-    """Targets, labels and a step, those that the criterion takes; classes of two samples."""
+    """Targets, labels and a step, those that the criterion takes; of two classes or more."""
     n, d = z.shape
     every = n * group.world_size
     own = group.own(n)
     given = {
         "targets": tuple(t[own] for t in make_views(every, d, dtype=z.dtype, seed=1)),
-        "labels": (torch.arange(every) // 2)[own],
+        "labels": (torch.arange(every) % max(2, every // 2))[own],
         "step": 3,
     }
     return {name: given[name] for name in criterion.inputs}

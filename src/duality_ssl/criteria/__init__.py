@@ -6,16 +6,20 @@ Weights are at least 0; an argument out of its range is refused with a ``ValueEr
 from duality_ssl.criteria.barlow_twins import BarlowTwins
 from duality_ssl.criteria.base import Criterion
 from duality_ssl.criteria.coding_rate import TCR
-from duality_ssl.criteria.contrastive import DCL, SimCLR, SpectralContrastive
+from duality_ssl.criteria.contrastive import DCL, MoCoV3, SimCLR, SpectralContrastive
+from duality_ssl.criteria.supervised import NSCL, SupCon
 from duality_ssl.criteria.vicreg import VICReg, VICRegCtr, VICRegExp
 
 __all__ = [
     "DCL",
+    "NSCL",
     "TCR",
     "BarlowTwins",
     "Criterion",
+    "MoCoV3",
     "SimCLR",
     "SpectralContrastive",
+    "SupCon",
     "VICReg",
     "VICRegCtr",
     "VICRegExp",

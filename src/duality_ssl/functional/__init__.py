@@ -51,6 +51,7 @@ from duality_ssl.functional.gram import (
 from duality_ssl.functional.logsumexp import (
     contrast_logits,
     covariance_logsumexp,
+    logsumexp_of_keys,
     logsumexp_of_others,
     sample_logsumexp,
 )
@@ -64,11 +65,19 @@ from duality_ssl.functional.normalization import (
 from duality_ssl.functional.precision import full_precision
 from duality_ssl.functional.similarity import linear_cka, rsa
 from duality_ssl.functional.spectrum import alpha_req, lidar, rankme, singular_values
+from duality_ssl.functional.supervision import (
+    class_logits,
+    class_sums,
+    supervision_gap,
+    supervision_gap_bound,
+)
 
 __all__ = [
     "alignment",
     "alpha_req",
     "centered",
+    "class_logits",
+    "class_sums",
     "coding_rate",
     "column_fourth_norm_bounds",
     "contrast_logits",
@@ -82,6 +91,7 @@ __all__ = [
     "full_precision",
     "lidar",
     "linear_cka",
+    "logsumexp_of_keys",
     "logsumexp_of_others",
     "norm_regularizer",
     "normalize_centered_rows",
@@ -97,6 +107,8 @@ __all__ = [
     "singular_values",
     "squared_covariance",
     "standardize_columns",
+    "supervision_gap",
+    "supervision_gap_bound",
     "uniformity",
     "variance",
     "variance_hinge",
