@@ -1,5 +1,6 @@
 """Every criterion that is exported, in the variants of its reference, and two views for it."""
 
+import copy
 import inspect
 from typing import Any
 
@@ -39,10 +40,30 @@ class WithInputs(nn.Module):
     def __init__(self, name: str, arguments: dict[str, Any]) -> None:
         super().__init__()
         self.name, self.arguments = name, arguments
+        self.order: Tensor | None = None
+        self.swapped = False
+        self._inputs: dict[Any, dict[str, Any]] = {}
 
     def forward(self, *views: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
-        criterion = self.built(views[0])
-        return criterion(*views, group=group, **make_inputs(criterion, views[0], group))
+        z = views[0]
+        if not isinstance(z, Tensor) or z.ndim != 2 or not z.is_floating_point():
+            return self.built(torch.zeros(2, 2))(*views, group=group)  # which refuses them
+        criterion = self.built(z)
+        return criterion(*views, group=group, **self.inputs(criterion, z, group))
+
+    def inputs(self, criterion: Criterion, z: Tensor, group: Group = SINGLE) -> dict[str, Any]:
+        """The same for each batch of one shape; kept, for a graph must not draw them."""
+        key = z.shape, z.dtype, group.rank, group.world_size
+        if key not in self._inputs:
+            self._inputs[key] = make_inputs(criterion, z, group)
+        given = dict(self._inputs[key])
+        if self.swapped and "targets" in given:
+            given["targets"] = given["targets"][::-1]
+        if self.order is not None and "targets" in given:
+            given["targets"] = tuple(t[self.order] for t in given["targets"])
+        if self.order is not None and "labels" in given:
+            given["labels"] = given["labels"][self.order]
+        return given
 
     def built(self, z: Tensor) -> Criterion:
         """The criterion for embeddings like `z`, in their dtype."""
@@ -67,8 +88,18 @@ def build(name: str, arguments: dict[str, Any] | None = None) -> Any:
     """The criterion, called with views alone."""
     cls = vars(criteria)[name]
     if cls.inputs or "dimensions" in inspect.signature(cls).parameters:
-        return WithInputs(name, arguments or {})
+        lazy = WithInputs(name, arguments or {})
+        lazy.built(torch.zeros(2, 2))  # which refuses arguments out of range
+        return lazy
     return cls(**(arguments or {}))
+
+
+def rearranged(criterion: Any, order: Tensor | None = None, swapped: bool = False) -> Any:
+    """The criterion, whose inputs change as the views do: in another order, or swapped."""
+    if isinstance(criterion, WithInputs):
+        criterion = copy.copy(criterion)
+        criterion.order, criterion.swapped = order, swapped
+    return criterion
 
 
 def make_views(
@@ -86,7 +117,10 @@ def make_inputs(criterion: Criterion, z: Tensor, group: Group = SINGLE) -> dict[
     every = n * group.world_size
     own = group.own(n)
     given = {
-        "targets": tuple(t[own] for t in make_views(every, d, dtype=z.dtype, seed=1)),
+        # of eighths: the same numbers in half precision
+        "targets": tuple(
+            ((8 * t[own]).round() / 8).to(z.dtype) for t in make_views(every, d, seed=1)
+        ),
         "labels": (torch.arange(every) % max(2, every // 2))[own],
         "step": 3,
     }
