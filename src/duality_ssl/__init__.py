@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from duality_ssl.data import SSLDataModule, register_source
     from duality_ssl.methods import (
         DCL,
+        NSCL,
         TCR,
         BarlowTwins,
         JointEmbedding,
         SimCLR,
         SpectralContrastive,
+        SupCon,
         VICReg,
         VICRegCtr,
         VICRegExp,
@@ -25,12 +27,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DCL",
+    "NSCL",
     "TCR",
     "BarlowTwins",
     "JointEmbedding",
     "SSLDataModule",
     "SimCLR",
     "SpectralContrastive",
+    "SupCon",
     "VICReg",
     "VICRegCtr",
     "VICRegExp",

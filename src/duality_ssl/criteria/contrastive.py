@@ -177,7 +177,7 @@ class MoCoV3(Criterion):
         return positives, logsumexp_of_keys(queries, group.all_gather(keys), self.temperature)
 
     def memory(self, n: int, d: int) -> int:
-        return 6 * 2 * n * d + 2 * keys_memory(n, n)
+        return 6 * 2 * n * d + keys_memory(n, n, views=2)
 
 
 class SpectralContrastive(Criterion):

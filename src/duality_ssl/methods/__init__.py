@@ -6,12 +6,14 @@ from duality_ssl.methods.joint_embedding import JointEmbedding
 
 __all__ = [
     "DCL",
+    "NSCL",
     "TCR",
     "BarlowTwins",
     "FrozenBackbone",
     "JointEmbedding",
     "SimCLR",
     "SpectralContrastive",
+    "SupCon",
     "VICReg",
     "VICRegCtr",
     "VICRegExp",
@@ -24,6 +26,14 @@ class SimCLR(JointEmbedding, criterion=criteria.SimCLR):
 
 class DCL(JointEmbedding, criterion=criteria.DCL):
     """SimCLR with the positive left out of the log-sum (decoupled contrastive learning)."""
+
+
+class NSCL(JointEmbedding, criterion=criteria.NSCL):
+    """DCL with negatives of other classes only (negatives-only supervised contrastive learning)."""
+
+
+class SupCon(JointEmbedding, criterion=criteria.SupCon):
+    """All samples of a class are positives (supervised contrastive learning)."""
 
 
 class SpectralContrastive(JointEmbedding, criterion=criteria.SpectralContrastive):

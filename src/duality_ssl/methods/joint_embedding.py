@@ -153,7 +153,8 @@ class JointEmbedding(LightningModule):
         else:
             h1, h2 = self(x1), self(x2)
             z1, z2 = self.projector(h1), self.projector(h2)
-        terms = self.criterion(z1, z2, group=process_group())
+        inputs = {"labels": labels} if "labels" in self.criterion.inputs else {}
+        terms = self.criterion(z1, z2, group=process_group(), **inputs)
         self.log("train/loss", terms["loss"], prog_bar=True, batch_size=len(labels))
         parts = {f"train/{name}": term for name, term in terms.items() if name != "loss"}
         self.log_dict(parts, batch_size=len(labels))

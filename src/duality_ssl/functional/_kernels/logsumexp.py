@@ -123,16 +123,13 @@ def logsumexp_of_keys_gradient(
 
 def logsumexp_memory(vectors: int) -> int:
     """Estimate the numbers that forward and backward pass hold beside the vectors and gradients."""
-    return _memory(vectors**2 // 2)
+    return keys_memory(vectors, vectors // 2)  # one triangle
 
 
-def keys_memory(queries: int, keys: int) -> int:
-    """As :func:`logsumexp_memory`, of :func:`logsumexp_of_keys`."""
-    return _memory(queries * keys)
-
-
-def _memory(products: int) -> int:
-    return min(products, 2**20) + (products if products <= _KEPT else 0)
+def keys_memory(queries: int, keys: int, views: int = 1) -> int:
+    """As :func:`logsumexp_memory`, of as many matrices of queries and keys as there are views."""
+    products = queries * keys
+    return min(products, 2**20) + (views * products if products <= _KEPT else 0)
 
 
 def _tiles(x: Tensor, views: int, group: Group) -> list[tuple[slice, slice]]:
