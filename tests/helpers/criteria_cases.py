@@ -40,6 +40,7 @@ class WithInputs(nn.Module):
     def __init__(self, name: str, arguments: dict[str, Any]) -> None:
         super().__init__()
         self.name, self.arguments = name, arguments
+        self.min_dimensions = vars(criteria)[name].min_dimensions
         self.order: Tensor | None = None
         self.swapped = False
         self._inputs: dict[Any, dict[str, Any]] = {}
