@@ -48,6 +48,12 @@ def centroid_products(z1: Tensor, z2: Tensor) -> Products:
     return _gram(z1 if len(z1) <= z1.shape[1] else z1.T)
 
 
+def key_products(z1: Tensor, z2: Tensor) -> Products:
+    """Each view with the other one's keys, and its gradient: 4 products."""
+    square = _square(z1)
+    return [(z1, z2.T), (square, z2), (z2, z1.T), (square, z1)]
+
+
 def row_products(z1: Tensor, z2: Tensor) -> Products:
     """``z z^T`` of each view and its gradient, whichever side is smaller: 4 products."""
     return [*_gram(z1), *_gram(z2)]
@@ -144,6 +150,9 @@ CASES: dict[str, Case] = {
     "DCL": _pairs("DCL", "cosine", lambda: lightly.DCLLoss(0.1)),
     "DCL-sq": _pairs("DCL", "squared"),
     "DCL-abs": _pairs("DCL", "absolute"),
+    "NSCL": Case(criteria.NSCL, pair_products, textbook.nscl, side=lambda n, d: 2 * n),
+    "SupCon": Case(criteria.SupCon, pair_products, textbook.supcon, side=lambda n, d: 2 * n),
+    "MoCo v3": Case(criteria.MoCoV3, key_products, textbook.mocov3, side=lambda n, d: n),
     "VICReg-exp": Case(
         criteria.VICRegExp, lambda z1, z2: row_products(z1.T, z2.T), textbook.vicreg_exp
     ),
@@ -181,7 +190,16 @@ class Step:
 def ours(case: Case) -> Loss:
     """The criterion of ``duality_ssl`` as a function that gives the loss alone."""
     criterion = case.ours()
-    return lambda z1, z2: criterion(z1, z2)["loss"]
+    make = {
+        "labels": lambda z1, z2: textbook.labels(z1),
+        "targets": textbook.targets,
+    }
+
+    def loss(z1: Tensor, z2: Tensor) -> Tensor:
+        inputs = {name: make[name](z1, z2) for name in criterion.inputs}
+        return criterion(z1, z2, **inputs)["loss"]
+
+    return loss
 
 
 def peers(name: str, n: int, d: int) -> tuple[dict[str, Loss], list[str]]:

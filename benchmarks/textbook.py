@@ -126,6 +126,50 @@ def dcl(
     return (torch.logsumexp(negatives, dim=1) - positives.squeeze(1)).mean()
 
 
+def nscl(z1: Tensor, z2: Tensor) -> Tensor:
+    """Return NSCL: the log-sum-exp of that matrix without the samples of the class."""
+    logits, partner = _all_pairs(z1, z2, lambda products: products, 0.1)
+    classes = labels(z1).repeat(2)
+    negatives = logits.masked_fill(classes[:, None] == classes, -torch.inf)
+    positives = logits.gather(1, partner[:, None])
+    return (torch.logsumexp(negatives, dim=1) - positives.squeeze(1)).mean()
+
+
+def supcon(z1: Tensor, z2: Tensor) -> Tensor:
+    """Return SupCon, https://github.com/HobbitLong/SupContrast (losses.py), base = temperature."""
+    n = len(z1)
+    h = F.normalize(torch.cat([z1, z2]))
+    logits = h @ h.T / 0.1
+    classes = labels(z1).repeat(2)
+    itself = torch.eye(2 * n, dtype=torch.bool, device=h.device)
+    positives = ((classes[:, None] == classes) & ~itself).to(h.dtype)
+    others = torch.logsumexp(logits.masked_fill(itself, -torch.inf), dim=1, keepdim=True)
+    return -((positives * (logits - others)).sum(dim=1) / positives.sum(dim=1)).mean()
+
+
+def mocov3(z1: Tensor, z2: Tensor) -> Tensor:
+    """Return MoCo v3, https://github.com/facebookresearch/moco-v3 (moco/builder.py)."""
+    t1, t2 = targets(z1, z2)
+    return _contrast_with_keys(z1, t2) + _contrast_with_keys(z2, t1)
+
+
+def _contrast_with_keys(queries: Tensor, keys: Tensor, temperature: float = 1.0) -> Tensor:
+    logits = F.normalize(queries) @ F.normalize(keys).T / temperature
+    own = torch.arange(len(queries), device=queries.device)
+    return F.cross_entropy(logits, own) * (2 * temperature)
+
+
+def labels(z: Tensor) -> Tensor:
+    """Classes of the rows: as many rows each, of up to 100 classes."""
+    n = len(z)
+    return torch.arange(n, device=z.device) % min(100, n // 2)
+
+
+def targets(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+    """Targets of two views: the views themselves, without gradient."""
+    return z1.detach(), z2.detach()
+
+
 def _all_pairs(
     z1: Tensor, z2: Tensor, similarity: Callable[[Tensor], Tensor], temperature: float
 ) -> tuple[Tensor, Tensor]:

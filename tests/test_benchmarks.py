@@ -272,6 +272,7 @@ def test_a_disagreement_ends_the_run(
         ("Spectral contrastive", 3, 4),
         ("SimCLR", 7, 7 * 4),
         ("DCL-sq", 7, 7 * 4),
+        ("MoCo v3", 4, 4 * 4),
         ("VICReg-exp", 4 * 4, 4),
         ("VICReg-ctr", 4, 4 * 4),
     ],

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from duality_ssl import distributed
-from duality_ssl.criteria import WMSE, CorInfoMax
+from duality_ssl.criteria import NSCL, WMSE, CorInfoMax
 from duality_ssl.distributed import SINGLE, Group, process_group
 from duality_ssl.functional._kernels import dispatch, logsumexp
 
@@ -389,6 +389,49 @@ def test_known_failures_are_found(
             assert result[0] == pytest.approx(expected[0])
         with pytest.raises(AssertionError):
             assert_one(result, expected, 1e-12, 1e-10)
+
+
+class _OwnSlice(Group):
+    """A group whose gather gives a gradient to this process's own slice only."""
+
+    def gather(self, x: Tensor) -> Tensor:
+        gathered = self.all_gather(x)
+        return torch.cat([gathered[: self.own(len(x)).start], x, gathered[self.own(len(x)).stop :]])
+
+
+def _own_slice_step(name: str, dimensions: int) -> Result:
+    choose(FORMULA)
+    model = DistributedDataParallel(small_net(dimensions).double())
+    criterion, group = build(name), _OwnSlice(*process_group())
+    return _step(model, lambda *z: criterion(*z, group=group), *map(mine, global_batch()))
+
+
+@pytest.mark.parametrize("name", ["NSCL", "SupCon"])
+def test_a_gather_with_its_own_slices_gradient_is_found(processes: Processes, name: str) -> None:
+    """The gather of public code: the value is right, the gradient is not."""
+    expected = _step(small_net(TALL).double(), build(name), *global_batch())
+    for result in processes.run(_own_slice_step, name, TALL):
+        assert result[0] == pytest.approx(expected[0])
+        with pytest.raises(AssertionError):
+            assert_one(result, expected, 1e-12, 1e-10)
+
+
+def _one_class_on_this_process(labels: list[int]) -> str:
+    z1, z2 = map(mine, global_batch())
+    try:
+        NSCL()(z1, z2, group=process_group(), labels=mine(torch.tensor(labels)))
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def test_classes_are_counted_over_the_processes(processes: Processes) -> None:
+    each_another = [0] * ROWS + [1] * ROWS
+    assert processes.run(_one_class_on_this_process, each_another) == ["no error"] * 2
+    for said in processes.run(_one_class_on_this_process, [1] * 2 * ROWS):
+        assert "all 12 of the batch are of class 1" in said
+    for said in processes.run(_one_class_on_this_process, [-1] + [1] * (2 * ROWS - 1)):
+        assert "but got -1" in said
 
 
 def test_local_statistics_would_be_noticed() -> None:

@@ -98,6 +98,8 @@ RESOLVED: dict[str, dict[str, Any]] = {
     "methods/dcl.yaml": {"model.init_args.temperature": 0.1},  # Yeh et al., section 4
     "methods/dcl_sq.yaml": {"model.init_args.similarity": "squared"},
     "methods/dcl_abs.yaml": {"model.init_args.similarity": "absolute"},
+    "methods/nscl.yaml": {"model.init_args.temperature": 0.1},  # Luthra et al., ICLR 2026
+    "methods/supcon.yaml": {"model.init_args.temperature": 0.1},  # Khosla et al., section 4
     "methods/vicreg.yaml": {  # Bardes et al., section 4.2
         "model.init_args.invariance": 25,
         "model.init_args.variance": 25,

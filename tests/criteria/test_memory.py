@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from helpers.criteria_cases import build
 from torch import Tensor
 
 from duality_ssl import criteria
@@ -21,7 +23,7 @@ def peak_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], objec
     return peak_memory
 
 
-def step(criterion: criteria.Criterion, n: int, d: int) -> Callable[[], object]:
+def step(criterion: Any, n: int, d: int) -> Callable[[], object]:
     """Forward and backward, with the gradients of the embeddings held at the end."""
     generator = torch.Generator().manual_seed(0)
     views = [torch.randn(n, d, generator=generator).requires_grad_() for _ in range(2)]
@@ -64,6 +66,14 @@ def test_contrast_never_holds_the_matrix_of_similarities(
     n, d = 4096, 8
     extra = peak_memory(step(criterion(similarity=similarity), n, d))  # type: ignore[arg-type]
     assert extra < 12 * MIB < n * n * FLOAT / 5
+
+
+@pytest.mark.parametrize("name", ["NSCL", "SupCon", "MoCoV3"])
+def test_contrast_with_labels_or_targets_never_holds_the_matrix(
+    name: str, peak_memory: Callable[[Callable[[], object]], int]
+) -> None:
+    n, d = 8192, 4
+    assert peak_memory(step(build(name), n, d)) < 16 * MIB < n * n * FLOAT / 5
 
 
 @pytest.mark.parametrize(

@@ -6,19 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import references, references_statistics
+from helpers import references, references_contrast, references_statistics
 from torch import Tensor, nn
 
 from duality_ssl import criteria
 from duality_ssl.criteria import Criterion
 from duality_ssl.distributed import SINGLE, Group
 
-references.CRITERIA |= references_statistics.CRITERIA
+references.CRITERIA |= references_contrast.CRITERIA | references_statistics.CRITERIA
 
 # The covariance of N <= D samples cannot be inverted; tests/criteria/test_whitening.py has it.
 NEED_MORE_SAMPLES = {"WMSE"}
 FEW = {"LeJEPA": {"directions": 12}, "VISReg": {"directions": 12}}  # more take longer, no more
-
 EXPORTED = [
     name
     for name in sorted({*criteria.__all__} - NEED_MORE_SAMPLES)
@@ -106,7 +105,7 @@ def build(name: str, arguments: dict[str, Any] | None = None) -> Any:
 
 
 def rearranged(criterion: Any, order: Tensor | None = None, swapped: bool = False) -> Any:
-    """The criterion, with its inputs for other orders of the samples or of the views."""
+    """The criterion, whose inputs change as the views do: in another order, or swapped."""
     if isinstance(criterion, WithInputs):
         criterion = copy.copy(criterion)
         criterion.order, criterion.swapped = order, swapped
@@ -123,7 +122,7 @@ def make_views(
 
 
 def make_inputs(criterion: Criterion, z: Tensor, group: Group = SINGLE) -> dict[str, Any]:
-    """Targets, labels and a step, those that the criterion takes; classes of two samples."""
+    """Targets, labels and a step, those that the criterion takes; of two classes or more."""
     n, d = z.shape
     every = n * group.world_size
     own = group.own(n)
@@ -131,7 +130,7 @@ def make_inputs(criterion: Criterion, z: Tensor, group: Group = SINGLE) -> dict[
     targets = make_views(every, d, dtype=torch.bfloat16, seed=1)
     given = {
         "targets": tuple(t[own].to(z.dtype) for t in targets),
-        "labels": (torch.arange(every) // 2)[own],
+        "labels": (torch.arange(every) % max(2, every // 2))[own],
         "step": 3,
     }
     return {name: given[name] for name in criterion.inputs}

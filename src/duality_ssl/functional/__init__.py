@@ -56,6 +56,7 @@ from duality_ssl.functional.gram import (
 from duality_ssl.functional.logsumexp import (
     contrast_logits,
     covariance_logsumexp,
+    logsumexp_of_keys,
     logsumexp_of_others,
     sample_logsumexp,
 )
@@ -72,12 +73,20 @@ from duality_ssl.functional.nuclear_norm import nuclear_norm
 from duality_ssl.functional.precision import full_precision
 from duality_ssl.functional.similarity import linear_cka, rsa
 from duality_ssl.functional.spectrum import alpha_req, lidar, rankme, singular_values
+from duality_ssl.functional.supervision import (
+    class_logits,
+    class_sums,
+    supervision_gap,
+    supervision_gap_bound,
+)
 from duality_ssl.functional.whitening import whiten
 
 __all__ = [
     "alignment",
     "alpha_req",
     "centered",
+    "class_logits",
+    "class_sums",
     "coding_rate",
     "column_fourth_norm_bounds",
     "contrast_logits",
@@ -92,6 +101,7 @@ __all__ = [
     "full_precision",
     "lidar",
     "linear_cka",
+    "logsumexp_of_keys",
     "logsumexp_of_others",
     "matrix_entropy",
     "norm_regularizer",
@@ -112,6 +122,8 @@ __all__ = [
     "squared_correlation",
     "squared_covariance",
     "standardize_columns",
+    "supervision_gap",
+    "supervision_gap_bound",
     "uniformity",
     "variance",
     "variance_hinge",

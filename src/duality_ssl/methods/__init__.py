@@ -8,6 +8,7 @@ __all__ = [
     "BYOL",
     "DCL",
     "MMCR",
+    "NSCL",
     "TCR",
     "WMSE",
     "BarlowTwins",
@@ -19,6 +20,7 @@ __all__ = [
     "SimCLR",
     "SimSiam",
     "SpectralContrastive",
+    "SupCon",
     "VICReg",
     "VICRegCtr",
     "VICRegExp",
@@ -33,6 +35,14 @@ class SimCLR(JointEmbedding, criterion=criteria.SimCLR):
 
 class DCL(JointEmbedding, criterion=criteria.DCL):
     """SimCLR with the positive left out of the log-sum (decoupled contrastive learning)."""
+
+
+class NSCL(JointEmbedding, criterion=criteria.NSCL):
+    """DCL with negatives of other classes only (negatives-only supervised contrastive learning)."""
+
+
+class SupCon(JointEmbedding, criterion=criteria.SupCon):
+    """All samples of a class are positives (supervised contrastive learning)."""
 
 
 class SpectralContrastive(JointEmbedding, criterion=criteria.SpectralContrastive):
