@@ -1,4 +1,4 @@
-"""The data module: two augmented views for pretraining, plain images for everything else."""
+"""The data module: augmented views for pretraining, plain images for everything else."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +9,9 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from duality_ssl.data.augment.color import normalize
-from duality_ssl.data.augment.pipeline import Augmentation
-from duality_ssl.data.augment.spatial import Resampling
-from duality_ssl.data.augment.view import View, ViewChanges
+from duality_ssl.data.augment.pipeline import plain
+from duality_ssl.data.augment.view import SmallView, View, ViewChanges
+from duality_ssl.data.augment.views import Views
 from duality_ssl.data.datasets import (
     ArrayDataset,
     Batch,
@@ -22,22 +21,22 @@ from duality_ssl.data.datasets import (
     PlainBatch,
 )
 from duality_ssl.data.loader import BatchLoader, outlive_signals
-from duality_ssl.data.sampler import EvalBatches, TrainBatches, draw_subset
+from duality_ssl.data.sampler import EvalBatches, TrainBatches, draw_subset, hold_out
 from duality_ssl.data.sources import Split, create_source
 from duality_ssl.data.sources.base import Labels
-from duality_ssl.distributed import process_group, world_size
-from duality_ssl.randomness import HOLD_OUT, derive_seed
+from duality_ssl.distributed import world_size
 
 _DEFAULT_VIEW = View()
 _SAME = ViewChanges()
+_SMALL = SmallView()
 
 
 class SSLDataModule(LightningDataModule):
     """Images of a source for self-supervised pretraining and for probing what was learnt.
 
-    Training batches are, on the device, ``([view1, view2], labels)`` with views of shape
-    ``(B, C, S, S)``; all others are ``([images], labels)`` without augmentation. A label is -1
-    where there is none. All draws are functions of (seed, epoch, batch or sample): neither the
+    Training batches are, on the device, ``(views, labels)`` with views of shape ``(B, C, S, S)``,
+    two by default; all others are ``([images], labels)`` without augmentation. A label is -1 where
+    there is none. All draws are functions of (seed, epoch, batch or sample): neither the
     number of workers or processes nor an interruption changes a run.
 
     The probe's set is the pretraining set if that is labelled, or else the source's labelled images
@@ -57,6 +56,9 @@ class SSLDataModule(LightningDataModule):
         probe_root: Folder of the probe's files.
         view1: Distributions of the first view.
         view2: Differences of the second view from the first; none by default.
+        views: Large views of an image, 2 or more, drawn as view 1, 2, 1, 2, ...
+        small_views: Further views, cropped to a smaller size, for criteria that take more than two.
+        small_view: Size of the small views, and their differences from the first view.
         on_bad_image: What to do about a file that cannot be read: "error" stops and names it,
             "skip" takes another one in training, leaves it out in evaluation, and counts.
         predict_split: The split of the probe's set that `predict` uses.
@@ -86,6 +88,9 @@ class SSLDataModule(LightningDataModule):
         probe_root: Path | str | None = None,
         view1: View = _DEFAULT_VIEW,
         view2: ViewChanges = _SAME,
+        views: int = 2,
+        small_views: int = 0,
+        small_view: SmallView = _SMALL,
         on_bad_image: Literal["error", "skip"] = "error",
         predict_split: Literal["train", "val"] = "val",
         labels: Labels = "auto",
@@ -97,6 +102,8 @@ class SSLDataModule(LightningDataModule):
         _at_least("batch_size", batch_size, 1)
         _at_least("num_workers", num_workers, 0)
         _at_least("seed", seed, 0)
+        _at_least("views", views, 2)
+        _at_least("small_views", small_views, 0)
         if image_size is not None:
             _at_least("image_size", image_size, 1)
         if not 0 <= validation < 1:
@@ -107,7 +114,6 @@ class SSLDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.subset = subset
-        self.views = (view1, view2.of(view1))
         self.on_bad_image: Literal["error", "skip"] = on_bad_image
         self.predict_split: Literal["train", "val"] = predict_split
         self.seed = seed
@@ -127,10 +133,29 @@ class SSLDataModule(LightningDataModule):
                 f"Expected `data.probe_source` to be grey as `{source}` is, but "
                 f"`{probe_source}` is RGB."
             )
-        self._augmentations = [
-            Augmentation(view, self.image_size, self.mean, self.std) for view in self.views
-        ]
+        pair, looks = (view1, view2.of(view1)), (self.image_size, self.mean, self.std)
+        self._views = Views(pair, views, small_views, small_view, *looks)
         self._cache: dict[Split, Images] = {}
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Distributions of the large views."""
+        return self._views.large
+
+    @property
+    def num_views(self) -> int:
+        """Number of views of a training image, large and small."""
+        return len(self._views)
+
+    @property
+    def small_size(self) -> int | None:
+        """Side of the small views in pixels; None without them."""
+        return self._views.sizes[-1] if self._views.small else None
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether training batches have labels."""
+        return self.probe_is_pretrain and self.num_classes is not None
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -178,7 +203,7 @@ class SSLDataModule(LightningDataModule):
             )
 
     def train_dataloader(self) -> BatchLoader:
-        """Batches of the pretraining set for two views; a smaller last batch is dropped."""
+        """Batches of the pretraining set to augment; a smaller last batch is dropped."""
         self.check_batch(world_size())
         images = self._pretrain_images()
         overfit = bool(getattr(self.trainer, "overfit_batches", 0))
@@ -206,16 +231,11 @@ class SSLDataModule(LightningDataModule):
         if not isinstance(batch, Batch):
             return batch
         if batch.seed is None:
-            images = self._converted(self._plain(batch.images[0]))
-            return PlainBatch(images, batch.labels, batch.paths)
-        generator = torch.Generator().manual_seed(batch.seed)
-        cropped = len(batch.images) > 1
-        crops = batch.images if cropped else (batch.images[0],) * 2
-        views = [
-            self._converted(augment(images, generator, cropped=cropped, group=process_group()))
-            for augment, images in zip(self._augmentations, crops, strict=True)
-        ]
-        return views, batch.labels
+            shape = self.image_size, self.channels
+            images = plain(batch.images[0], *shape, self.mean, self.std)
+            return PlainBatch(self._converted(images), batch.labels, batch.paths)
+        views = self._views.of(batch.images, batch.seed)
+        return [self._converted(view) for view in views], batch.labels
 
     def _converted(self, images: Tensor) -> Tensor:
         """In the precision of the network: Lightning has converted the bytes only."""
@@ -223,18 +243,6 @@ class SSLDataModule(LightningDataModule):
             return images
         converted: Tensor = self.trainer.precision_plugin.convert_input(images)
         return converted
-
-    @torch.no_grad()
-    def _plain(self, images: Tensor) -> Tensor:
-        """Normalised; resized to a square of the views' size, grey as RGB where needed."""
-        height, width = images.shape[2:]
-        images = images.float().div_(255)
-        if (height, width) != (self.image_size, self.image_size):
-            whole = torch.tensor([[0, 0, height, width]]).expand(len(images), 4)
-            images = Resampling(whole, self.image_size, None, images.device)(images)
-        if images.shape[1] < self.channels:
-            images = images.repeat(1, self.channels, 1, 1)
-        return normalize(images, self.mean, self.std)
 
     @property
     def _has_probe_set(self) -> bool:
@@ -265,15 +273,8 @@ class SSLDataModule(LightningDataModule):
         if not self.validation or split not in (parted, "val"):
             return source.load(split)
         images = (self._probe if self._has_probe_set else self._pretrain).load(parted)
-        if not 0 < round(self.validation * len(images)) < len(images):
-            raise ValueError(
-                f"Expected `data.validation` to hold out some of {len(images)} images, and not "
-                f"all, but got {self.validation}."
-            )
-        drawn = torch.zeros(len(images), dtype=torch.bool)
-        seed = derive_seed(HOLD_OUT, self.seed)
-        drawn[draw_subset(images.labels, float(self.validation), seed)] = True
-        return images.subset(drawn if split == "val" else ~drawn)
+        held = hold_out(images.labels, self.validation, self.seed)
+        return images.subset(held if split == "val" else ~held)
 
     def _eval_loader(self, split: Literal["train", "val"], seed: int | None = None) -> BatchLoader:
         images = self._probe_images(split)
@@ -286,7 +287,14 @@ class SSLDataModule(LightningDataModule):
 
     def _loader(self, images: Images, sampler: TrainBatches | EvalBatches) -> BatchLoader:
         dataset: Dataset[Any] = (
-            FileDataset(images, self.image_size, self.views, self.seed, self.on_bad_image)
+            FileDataset(
+                images,
+                self.image_size,
+                (*self._views.large, *self._views.small),
+                self.seed,
+                self.on_bad_image,
+                self._views.sizes,
+            )
             if isinstance(images, FileImages)
             else ArrayDataset(images)
         )

@@ -3,6 +3,7 @@
 import math
 
 from lightning import Trainer
+from torch import nn
 
 from duality_ssl.criteria import Criterion
 
@@ -32,11 +33,13 @@ def check_targets(criterion: Criterion, *, teacher: bool, stop_gradient: bool) -
         )
 
 
-def check_fit(criterion: Criterion, trainer: Trainer, *, teacher: bool) -> None:
+def check_fit(
+    criterion: Criterion, backbone: nn.Module, trainer: Trainer, *, teacher: bool
+) -> None:
     """Raise ``ValueError`` for data without the criterion's inputs, or weights too coarse to move.
 
-    A data module says what its training batches have by ``num_views``, its views of an image, and
-    ``has_labels``; others are taken to fit.
+    A data module says what its training batches have by ``num_views``, its views of an image,
+    ``small_size``, the pixels of small ones, and ``has_labels``; others are taken to fit.
     """
     name, data = type(criterion).__name__, getattr(trainer, "datamodule", None)
     views = getattr(data, "num_views", 2)
@@ -44,6 +47,12 @@ def check_fit(criterion: Criterion, trainer: Trainer, *, teacher: bool) -> None:
         raise ValueError(
             f"Expected two views of an image for {name}, but the data has {views}: set "
             "--data.views 2 and --data.small_views 0."
+        )
+    patches = getattr(backbone, "patch_embed", None)  # of a transformer
+    if getattr(data, "small_size", None) and getattr(patches, "strict_img_size", False):
+        raise ValueError(
+            "Expected a backbone for images of any size with small views, but this transformer "
+            "takes one: choose a convolutional network, or set --data.small_views 0."
         )
     if "labels" in criterion.inputs and not getattr(data, "has_labels", True):
         raise ValueError(

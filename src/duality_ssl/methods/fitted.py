@@ -84,7 +84,7 @@ class FittedMethod(SavedMethod):
                 self.teacher.backbone.to(memory_format=torch.channels_last)
         if stage != "fit":
             return
-        check_fit(self.criterion, self.trainer, teacher=self.teacher is not None)
+        check_fit(self.criterion, self.backbone, self.trainer, teacher=self.teacher is not None)
         if has_sync_batchnorm(self.trainer):
             synchronize_batch_norm(self, self.trainer.strategy.root_device)
         if self.compiled:
