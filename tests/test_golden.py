@@ -127,6 +127,12 @@ RESOLVED: dict[str, dict[str, Any]] = {
         "model.init_args.projector": "1024-64",
         "model.init_args.w_size": 128,
     },
+    "methods/mocov3.yaml": {  # Chen et al., the authors' code with a ResNet-50
+        "model.init_args.projector": "4096-256-n",
+        "model.init_args.predictor": "4096-d",
+        "model.init_args.teacher_momentum": 0.99,
+        "model.init_args.temperature": 1.0,
+    },
     "experiments/imagenet_vicreg.yaml": {
         **IMAGENET,
         "model.class_path": "duality_ssl.VICReg",

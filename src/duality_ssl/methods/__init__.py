@@ -17,6 +17,7 @@ __all__ = [
     "FrozenBackbone",
     "JointEmbedding",
     "LeJEPA",
+    "MoCoV3",
     "SimCLR",
     "SimSiam",
     "SpectralContrastive",
@@ -101,6 +102,10 @@ class BYOL(
     JointEmbedding, criterion=criteria.Regression, predictor="4096-d", teacher_momentum=0.99
 ):
     """Predicts the teacher's embedding of the other view (BYOL)."""
+
+
+class MoCoV3(JointEmbedding, criterion=criteria.MoCoV3, predictor="4096-d", teacher_momentum=0.99):
+    """InfoNCE against the keys of a teacher (MoCo v3)."""
 
 
 class SimSiam(
