@@ -1,5 +1,6 @@
 """Every criterion that is exported, in the variants of its reference, and two views for it."""
 
+import copy
 import inspect
 from typing import Any
 
@@ -27,7 +28,7 @@ VARIANTS = [
 
 
 class WithInputs(nn.Module):
-    """A criterion that gets its inputs, and is built anew, with each batch.
+    """A criterion that gets its inputs, and has its first state again, with each batch.
 
     Args:
         name: Name of a criterion that has inputs or needs `dimensions`.
@@ -37,18 +38,43 @@ class WithInputs(nn.Module):
     def __init__(self, name: str, arguments: dict[str, Any]) -> None:
         super().__init__()
         self.name, self.arguments = name, arguments
+        self.order: Tensor | None = None
+        self.swapped = False
+        # nothing is drawn twice: transforms of torch.func and compiled graphs forbid it
+        self._built: dict[Any, tuple[Criterion, dict[str, Tensor]]] = {}
+        self._inputs: dict[Any, dict[str, Any]] = {}
 
     def forward(self, *views: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
-        criterion = self.built(views[0])
-        return criterion(*views, group=group, **make_inputs(criterion, views[0], group))
+        z = views[0]
+        criterion = self.built(z)
+        key = *z.shape, z.dtype, group.rank, group.world_size
+        if key not in self._inputs:
+            self._inputs[key] = make_inputs(criterion, z, group)
+        inputs = dict(self._inputs[key])
+        if self.order is not None and "labels" in inputs:
+            inputs["labels"] = inputs["labels"][self.order]
+        if self.order is not None and "targets" in inputs:
+            inputs["targets"] = tuple(t[self.order] for t in inputs["targets"])
+        if self.swapped and "targets" in inputs:
+            inputs["targets"] = inputs["targets"][::-1]
+        return criterion(*views, group=group, **inputs)
 
     def built(self, z: Tensor) -> Criterion:
-        """The criterion for embeddings like `z`, in their dtype."""
-        cls = vars(criteria)[self.name]
-        asks = "dimensions" in inspect.signature(cls).parameters
-        sizes = {"dimensions": z.shape[1]} if asks else {}
-        criterion: Criterion = cls(**sizes, **self.arguments)
-        return criterion.to(z.dtype)
+        """The criterion for embeddings like `z`, in full precision, as it is at first."""
+        key = z.shape[1], z.dtype
+        if key not in self._built:
+            cls = vars(criteria)[self.name]
+            asks = "dimensions" in inspect.signature(cls).parameters
+            sizes = {"dimensions": z.shape[1]} if asks else {}
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                new: Criterion = cls(**sizes, **self.arguments)
+            new.to(torch.promote_types(z.dtype, torch.float32)).requires_grad_(False)
+            self._built[key] = new, copy.deepcopy(dict(new.named_buffers()))
+        criterion, state = self._built[key]
+        for name, buffer in criterion.named_buffers():
+            buffer.copy_(state[name])
+        return criterion
 
     def __getattr__(self, name: str) -> Any:
         """The criterion's arguments."""
@@ -67,6 +93,14 @@ def build(name: str, arguments: dict[str, Any] | None = None) -> Any:
     if cls.inputs or "dimensions" in inspect.signature(cls).parameters:
         return WithInputs(name, arguments or {})
     return cls(**(arguments or {}))
+
+
+def rearranged(criterion: Any, order: Tensor | None = None, swapped: bool = False) -> Any:
+    """The criterion, with its inputs for other orders of the samples or of the views."""
+    if isinstance(criterion, WithInputs):
+        criterion = copy.copy(criterion)
+        criterion.order, criterion.swapped = order, swapped
+    return criterion
 
 
 def make_views(
