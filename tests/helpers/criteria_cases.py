@@ -27,6 +27,10 @@ VARIANTS = [
 ]
 
 
+REFUSED = torch.zeros(2, 3)
+"""What a criterion is built for where its views are none."""
+
+
 class WithInputs(nn.Module):
     """A criterion that gets its inputs, and has its first state again, with each batch.
 
@@ -43,9 +47,12 @@ class WithInputs(nn.Module):
         # nothing is drawn twice: transforms of torch.func and compiled graphs forbid it
         self._built: dict[Any, tuple[Criterion, dict[str, Tensor]]] = {}
         self._inputs: dict[Any, dict[str, Any]] = {}
+        self.built(REFUSED)  # its arguments are checked now
 
     def forward(self, *views: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
         z = views[0]
+        if not isinstance(z, Tensor) or z.ndim != 2 or not z.numel() or not z.is_floating_point():
+            z = REFUSED
         criterion = self.built(z)
         key = *z.shape, z.dtype, group.rank, group.world_size
         if key not in self._inputs:
@@ -88,11 +95,13 @@ class WithInputs(nn.Module):
 
 
 def build(name: str, arguments: dict[str, Any] | None = None) -> Any:
-    """The criterion, called with views alone."""
+    """The criterion, called with views alone; by default the first of its variants."""
     cls = vars(criteria)[name]
+    if arguments is None:
+        arguments = references.CRITERIA[name][1][0]
     if cls.inputs or "dimensions" in inspect.signature(cls).parameters:
-        return WithInputs(name, arguments or {})
-    return cls(**(arguments or {}))
+        return WithInputs(name, arguments)
+    return cls(**arguments)
 
 
 def rearranged(criterion: Any, order: Tensor | None = None, swapped: bool = False) -> Any:
@@ -116,9 +125,10 @@ def make_inputs(criterion: Criterion, z: Tensor, group: Group = SINGLE) -> dict[
     """Targets, labels and a step, those that the criterion takes; classes of two samples."""
     n, d = z.shape
     every = n * group.world_size
+    dtype = torch.promote_types(z.dtype, torch.float32)
     own = group.own(n)
     given = {
-        "targets": tuple(t[own] for t in make_views(every, d, dtype=z.dtype, seed=1)),
+        "targets": tuple(t[own].float().to(dtype) for t in make_views(every, d, seed=1)),
         "labels": (torch.arange(every) // 2)[own],
         "step": 3,
     }
