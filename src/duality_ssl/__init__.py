@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from duality_ssl.data import SSLDataModule, register_source
     from duality_ssl.methods import (
+        BYOL,
         DCL,
         TCR,
         BarlowTwins,
         JointEmbedding,
         SimCLR,
+        SimSiam,
         SpectralContrastive,
         VICReg,
         VICRegCtr,
@@ -24,12 +26,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BYOL",
     "DCL",
     "TCR",
     "BarlowTwins",
     "JointEmbedding",
     "SSLDataModule",
     "SimCLR",
+    "SimSiam",
     "SpectralContrastive",
     "VICReg",
     "VICRegCtr",

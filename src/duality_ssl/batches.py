@@ -1,21 +1,29 @@
-"""The content of a batch: two views and labels for training, else one view and labels.
+"""The content of a batch: views and labels for training, else one view and labels.
 
 Any other batch is refused with a ``ValueError``.
 """
 
+from itertools import takewhile
 from typing import Any
 
 from torch import Tensor
 
 
-def two_views(batch: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Unpack ``([x1, x2], labels)``, images ``(N, C, H, W)`` and labels ``(N,)``."""
+def training_views(batch: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Unpack ``(views, labels)``: the large views, the small ones, and the labels ``(N,)``.
+
+    Views are images ``(N, C, H, W)``, two or more. The first two are large, and those that follow
+    in the size of the first; the small ones come after them.
+    """
     match batch:
-        case [[Tensor() as x1, Tensor() as x2], Tensor() as labels] if labels.ndim == 1:
-            return x1, x2, labels
+        case [[Tensor() as x1, Tensor() as x2, *rest], Tensor() as labels] if labels.ndim == 1:
+            if all(isinstance(x, Tensor) for x in rest):
+                more = [*takewhile(lambda x: x.shape == x1.shape, rest)]
+                return [x1, x2, *more], rest[len(more) :], labels
     raise ValueError(
-        "Expected training batches ([x1, x2], labels) of two views of N images and N labels, but "
-        f"got {describe(batch)}: let the training set return ((x1, x2), label), -1 for no label."
+        "Expected training batches (views, labels) of two or more views of N images and N labels, "
+        f"but got {describe(batch)}: let the training set return ((x1, x2), label), -1 for no "
+        "label."
     )
 
 

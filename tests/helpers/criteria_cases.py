@@ -13,6 +13,8 @@ from duality_ssl import criteria
 from duality_ssl.criteria import Criterion
 from duality_ssl.distributed import SINGLE, Group
 
+FEW = {"CPLearn": {"num_codes": 24}, "SwAV": {"num_prototypes": 12}}  # more take longer, no more
+
 EXPORTED = [
     name
     for name in criteria.__all__
@@ -25,10 +27,6 @@ VARIANTS = [
     for name in EXPORTED
     for arguments in references.CRITERIA.get(name, (None, [{}]))[1]
 ]
-
-
-REFUSED = torch.zeros(2, 3)
-"""What a criterion is built for where its views are none."""
 
 
 class WithInputs(nn.Module):
@@ -47,12 +45,11 @@ class WithInputs(nn.Module):
         # nothing is drawn twice: transforms of torch.func and compiled graphs forbid it
         self._built: dict[Any, tuple[Criterion, dict[str, Tensor]]] = {}
         self._inputs: dict[Any, dict[str, Any]] = {}
-        self.built(REFUSED)  # its arguments are checked now
 
     def forward(self, *views: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
         z = views[0]
-        if not isinstance(z, Tensor) or z.ndim != 2 or not z.numel() or not z.is_floating_point():
-            z = REFUSED
+        if not isinstance(z, Tensor) or z.ndim != 2 or not z.is_floating_point():
+            return self.built(torch.zeros(2, 2))(*views, group=group)  # which refuses them
         criterion = self.built(z)
         key = *z.shape, z.dtype, group.rank, group.world_size
         if key not in self._inputs:
@@ -95,12 +92,12 @@ class WithInputs(nn.Module):
 
 
 def build(name: str, arguments: dict[str, Any] | None = None) -> Any:
-    """The criterion, called with views alone; by default the first of its variants."""
-    cls = vars(criteria)[name]
-    if arguments is None:
-        arguments = references.CRITERIA[name][1][0]
+    """The criterion, called with views alone."""
+    cls, arguments = vars(criteria)[name], FEW.get(name, {}) | (arguments or {})
     if cls.inputs or "dimensions" in inspect.signature(cls).parameters:
-        return WithInputs(name, arguments)
+        lazy = WithInputs(name, arguments)
+        lazy.built(torch.zeros(2, 2))  # which refuses arguments out of range
+        return lazy
     return cls(**arguments)
 
 
@@ -125,10 +122,11 @@ def make_inputs(criterion: Criterion, z: Tensor, group: Group = SINGLE) -> dict[
     """Targets, labels and a step, those that the criterion takes; classes of two samples."""
     n, d = z.shape
     every = n * group.world_size
-    dtype = torch.promote_types(z.dtype, torch.float32)
     own = group.own(n)
+    # the same in every precision
+    targets = make_views(every, d, dtype=torch.bfloat16, seed=1)
     given = {
-        "targets": tuple(t[own].float().to(dtype) for t in make_views(every, d, seed=1)),
+        "targets": tuple(t[own].to(z.dtype) for t in targets),
         "labels": (torch.arange(every) // 2)[own],
         "step": 3,
     }

@@ -110,11 +110,11 @@ def dino(
 
 
 CRITERIA: dict[str, tuple[Callable[..., Any], list[dict[str, Any]]]] = {
-    "CPLearn": (cplearn, [{"num_codes": 24}, {"num_codes": 9, "invariance": 2, "temperature": 2}]),
+    "CPLearn": (cplearn, [{}, {"num_codes": 9, "invariance": 2, "temperature": 2}]),
     "SwAV": (
         swav,
         [
-            {"num_prototypes": 12},
+            {},
             {"num_prototypes": 7, "temperature": 0.5, "epsilon": 0.2, "iterations": 5},
         ],
     ),

@@ -24,13 +24,17 @@ from torch.utils.data import (
 )
 
 from duality_ssl import criteria, methods
-from duality_ssl.batches import one_view, two_views
+from duality_ssl.batches import one_view, training_views
 from duality_ssl.criteria import Criterion
 from duality_ssl.methods import JointEmbedding, SimCLR, VICReg
 from duality_ssl.methods.optimization import warmup_cosine
 from duality_ssl.networks.backbones import register_backbone
 
-METHODS = [getattr(methods, name) for name in criteria.__all__ if not name.endswith("Criterion")]
+METHODS = [
+    method
+    for method in (getattr(methods, name) for name in methods.__all__)
+    if hasattr(method, "criterion_class")
+]
 SMALL: dict[str, Any] = {"backbone": "resnet_tiny", "projector": "32-16", "in_channels": 1}
 
 
@@ -69,12 +73,14 @@ def test_method_takes_its_criterions_arguments_with_their_defaults(
     method: type[JointEmbedding],
 ) -> None:
     arguments = inspect.signature(method).parameters
-    criterion = getattr(criteria, method.__name__)
-    for name, parameter in inspect.signature(criterion).parameters.items():
-        assert arguments[name].default == parameter.default
+    criterion = method.criterion_class
+    own = {**inspect.signature(criterion).parameters}
+    own.pop("dimensions", None)  # the method's own
+    for name, parameter in own.items():
+        assert arguments[name].default == method.defaults.get(name, parameter.default)
         assert arguments[name].annotation == parameter.annotation
     shared = [*inspect.signature(JointEmbedding.__init__).parameters][1:-1]
-    assert set(arguments) == {*shared, *inspect.signature(criterion).parameters}
+    assert set(arguments) == {*shared, *own}
     assert isinstance(make(method).criterion, criterion)
 
 
@@ -85,7 +91,16 @@ def test_step_is_the_criterion_of_the_projected_features(method: type[JointEmbed
     outputs = model.training_step(([x1, x2], labels), 0)
     h1, h2 = model.backbone(x1), model.backbone(x2)
     z1, z2 = model.projector(h1), model.projector(h2)
-    torch.testing.assert_close(outputs["loss"], model.criterion(z1, z2)["loss"])
+    p1, p2 = (z1, z2) if model.predictor is None else (model.predictor(z1), model.predictor(z2))
+    given = {
+        "targets": (z1.detach(), z2.detach()),
+        "labels": labels,
+        "step": 0,
+    }
+    if model.teacher is not None:
+        given["targets"] = (model.teacher(x1), model.teacher(x2))
+    inputs = {name: given[name] for name in model.criterion.inputs}
+    torch.testing.assert_close(outputs["loss"], model.criterion(p1, p2, **inputs)["loss"])
     torch.testing.assert_close(outputs["features"], (h1.detach(), h2.detach()))
     torch.testing.assert_close(outputs["embeddings"], (z1.detach(), z2.detach()))
     assert torch.equal(outputs["labels"], labels)
@@ -430,18 +445,27 @@ def test_evaluation_takes_plain_batches(batch: Any) -> None:
 @pytest.mark.parametrize(
     ("take", "batch", "said"),
     [
-        (two_views, [X, Y], r"got \(a tensor \(4, 1, 8, 8\), a tensor \(4,\)\): let the training"),
-        (two_views, [X, X], "two views of N images and N labels"),
-        (two_views, [[X, X, X], Y], "two views of N images and N labels"),
-        (two_views, {"x": X}, "got a dict"),
+        (training_views, [X, Y], r"got \(a tensor \(4, 1, 8, 8\), a tensor \(4,\)\): let the"),
+        (training_views, [X, X], "two or more views of N images and N labels"),
+        (training_views, [[X], Y], "two or more views of N images and N labels"),
+        (training_views, [[X, X, Y.tolist()], Y], "two or more views of N images and N labels"),
+        (training_views, {"x": X}, "got a dict"),
         (one_view, [[X, X], Y], r"Expected batches \(x, labels\)"),
         (one_view, [X, X], r"Expected batches \(x, labels\)"),
     ],
-    ids=["one view", "no labels", "three views", "dict", "two views", "pair"],
+    ids=["images", "no labels", "one view", "list", "dict", "two views", "pair"],
 )
 def test_other_batches_are_refused(take: Any, batch: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         take(batch)
+
+
+def test_views_of_the_first_ones_size_are_large() -> None:
+    views = [X, X + 1, X + 2, X[..., :6, :6], X[..., :4, :4]]
+    large, small, labels = training_views((views, Y))
+    assert [*map(id, [*large, *small])] == [*map(id, views)]
+    assert len(large) == 3
+    assert labels is Y
 
 
 class Returns(nn.Module):

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
 
-from duality_ssl.batches import two_views
+from duality_ssl.batches import training_views
 from duality_ssl.data.datasets import Batch
 from duality_ssl.data.sampler import BatchRequest
 
@@ -22,7 +21,8 @@ class DurationEstimate(Callback):
 
     Loads and augments a batch of training images and trains a copy of the network on it, a few
     times; the network and the random generators stay as they are. A batch of validation counts as
-    one load and a sixth of a step: one view of two, and no backward pass, which is two thirds.
+    one load and, of V views, the part 1 / (3 V) of a step: one view, and no backward pass, which is
+    two thirds.
     A resumed run is estimated from its epoch on. Runs of several processes, and those that
     ``max_steps`` limits, are not estimated.
     """
@@ -38,25 +38,25 @@ class DurationEstimate(Callback):
             measured = measure(trainer, pl_module)
         if measured is None:
             return
-        load, step = measured
+        load, step, views = measured
         workers = trainer.datamodule.num_workers  # type: ignore[attr-defined]
         train = max(load / workers, step) if workers else load + step
-        validate = max(load / workers, step / 6) if workers else load + step / 6
+        forward = step / (3 * views)
+        validate = max(load / workers, forward) if workers else load + forward
         batches = sum(map(float, trainer.num_val_batches)) / (trainer.check_val_every_n_epoch or 1)
         epoch = trainer.num_training_batches * train + batches * validate
         rank_zero_info(f"The fit takes {spell(epochs * epoch)}, by the speed of its first batch.")
 
 
-def measure(trainer: Trainer, module: Any) -> tuple[float, float] | None:
-    """Seconds to load a batch, and to augment it and train a copy of the network on it.
+def measure(trainer: Trainer, module: Any) -> tuple[float, float, int] | None:
+    """Seconds to load a batch, and to augment it and train a copy of the network on it; its views.
 
     None if an image cannot be read: the loader says which one.
     """
     loader: Any = trainer.train_dataloader
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     request: BatchRequest = next(iter(loader.sampler))
-    parts = nn.ModuleList([module.backbone, module.projector, module.criterion])
-    backbone, projector, criterion = copy.deepcopy(parts).train()
+    network = copy.deepcopy(module).train()
     loads: list[float] = []
     steps: list[float] = []
     for _ in range(_REPEATS):
@@ -67,14 +67,14 @@ def measure(trainer: Trainer, module: Any) -> tuple[float, float] | None:
             return None
         since = time.perf_counter()
         batch = trainer.strategy.batch_to_device(batch, module.device)
-        x1, x2, _ = two_views(data.on_after_batch_transfer(batch, 0))
+        large, small, labels = training_views(data.on_after_batch_transfer(batch, 0))
         with torch.enable_grad(), trainer.precision_plugin.forward_context():
-            loss = criterion(projector(backbone(x1)), projector(backbone(x2)))["loss"]
-        loss.backward()
+            terms, _, _ = network.compute_terms(large, small, labels)
+        terms["loss"].backward()
         if module.device.type == "cuda":
             torch.cuda.synchronize(module.device)
         steps.append(time.perf_counter() - since)
-    return min(loads), min(steps)
+    return min(loads), min(steps), len(large) + len(small)
 
 
 def spell(seconds: float) -> str:

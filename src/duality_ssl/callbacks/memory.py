@@ -1,4 +1,4 @@
-"""Estimate the memory that projector and criterion need, before the first step."""
+"""Estimate the memory that projector, predictor and criterion need, before the first step."""
 
 import os
 from pathlib import Path
@@ -16,11 +16,11 @@ class Estimate(NamedTuple):
     """Bytes at the peak of a training step, the end of the forward pass."""
 
     parameters: int
-    """Numbers in the projector's weights."""
+    """Numbers in the weights of the projector, and of the predictor if there is one."""
     weights: int
-    """Weights, gradients and optimizer state of the projector."""
+    """Their weights, gradients and optimizer state, and the teacher's projector."""
     activations: int
-    """What the projector keeps of both views for the backward pass."""
+    """What they keep of all views for the backward pass."""
     criterion: int
     """Gathered embeddings and what the criterion computes from them."""
 
@@ -38,13 +38,16 @@ def estimate(
     world_size: int = 1,
     activation_bytes: int = 4,
     state_tensors: int = 1,
+    views: int = 2,
+    predictor: nn.Module | None = None,
+    teacher: nn.Module | None = None,
 ) -> Estimate:
     """Estimate the memory of one training step, beside the backbone's.
 
-    With P weights and, in each of B rows of two views, a hidden layer of w numbers kept twice (for
-    the batch norm and for the layer after it): ``P (2 + state) + 2 B (sum of 2 w + D)`` numbers and
+    With P weights and, in each of B rows of V views, a hidden layer of w numbers kept twice (for
+    the batch norm and for the layer after it): ``P (2 + state) + V B (sum of 2 w + D)`` numbers and
     the criterion's, see :meth:`Criterion.memory`. Weights in lower precision, as autocast makes
-    them, count once more.
+    them, count once more; a teacher's projector counts its weights alone.
 
     Args:
         projector: Linear layers, in order, and the layers between them.
@@ -53,8 +56,12 @@ def estimate(
         world_size: Number of processes that share the batch.
         activation_bytes: Bytes of a number in the projector's activations.
         state_tensors: Tensors that the optimizer keeps for each weight.
+        views: Views of an image, V.
+        predictor: Layers behind the projector.
+        teacher: Projector of the teacher.
     """
-    parameters = list(projector.parameters())
+    heads = [projector] if predictor is None else [projector, predictor]
+    parameters = [p for head in heads for p in head.parameters()]
     count = sum(p.numel() for p in parameters)
     number = max((p.element_size() for p in parameters), default=4)
     cast = activation_bytes < number
@@ -62,15 +69,20 @@ def estimate(
     copies = 2 + state_tensors + (world_size > 1)
     weights = count * (number * copies + (activation_bytes if cast else 0))
 
-    linears = [layer for layer in projector.modules() if isinstance(layer, nn.Linear)]
-    widths = [layer.out_features for layer in linears] or [0]
-    *hidden, d = widths
-    activations = 2 * batch_size * (2 * sum(hidden) + d) * activation_bytes
+    if teacher is not None:
+        weights += sum(p.numel() * p.element_size() for p in teacher.parameters())
+
+    kept, d = 0, 0
+    for head in heads:
+        linears = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
+        *hidden, d = [layer.out_features for layer in linears] or [0]
+        kept += 2 * sum(hidden) + d
+    activations = views * batch_size * kept * activation_bytes
 
     n = batch_size * world_size
-    embeddings = 2 * n * d
+    embeddings = views * n * d
     full = max(4, activation_bytes)  # criteria compute in float32 at least
-    extra = full * criterion.memory(n, d)
+    extra = full * (criterion.memory(n, d) + 3 * (views - 2) * n * d)
     extra += full * embeddings * (activation_bytes < full)
     extra += activation_bytes * embeddings * (world_size > 1)
     return Estimate(count, weights, activations, extra)
@@ -101,7 +113,8 @@ class MemoryEstimate(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Estimate the memory, compare it with what is free, and log it."""
         module: Any = pl_module
-        batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+        data = getattr(trainer, "datamodule", None)
+        batch_size = getattr(data, "batch_size", None)
         if batch_size is None or not isinstance(getattr(module, "projector", None), nn.Module):
             return
         defaults = trainer.optimizers[0].defaults if trainer.optimizers else {}
@@ -113,10 +126,13 @@ class MemoryEstimate(Callback):
             world_size=trainer.world_size,
             activation_bytes=_activation_bytes(str(trainer.precision)),
             state_tensors=state,
+            views=getattr(data, "num_views", 2),
+            predictor=getattr(module, "predictor", None),
+            teacher=getattr(getattr(module, "teacher", None), "projector", None),
         )
         rank_zero_info(describe(need))
         free = free_memory(pl_module.device)
-        there = sum(p.numel() * p.element_size() for p in module.projector.parameters())
+        there = need.parameters * next(module.projector.parameters()).element_size()
         if free is not None and need.total - there > free:
             rank_zero_warn(advice(need, free + there, pl_module.device))
 

@@ -9,6 +9,7 @@ from duality_ssl.criteria.coding_rate import TCR
 from duality_ssl.criteria.contrastive import DCL, SimCLR, SpectralContrastive
 from duality_ssl.criteria.cplearn import CPLearn
 from duality_ssl.criteria.prototypes import DINO, SwAV
+from duality_ssl.criteria.regression import Regression
 from duality_ssl.criteria.vicreg import VICReg, VICRegCtr, VICRegExp
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "BarlowTwins",
     "CPLearn",
     "Criterion",
+    "Regression",
     "SimCLR",
     "SpectralContrastive",
     "SwAV",

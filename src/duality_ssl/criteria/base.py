@@ -90,7 +90,7 @@ class Criterion(nn.Module, ABC):
         if "labels" in inputs:
             inputs["labels"] = group.all_gather(inputs["labels"])
         if "targets" in inputs:
-            inputs["targets"] = tuple(map(group.all_gather, inputs["targets"]))
+            inputs["targets"] = tuple(map(group.gather, inputs["targets"]))
         return terms(*map(group.gather, views), **inputs)
 
     def _check_number(self, views: int) -> None:

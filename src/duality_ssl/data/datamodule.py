@@ -1,4 +1,4 @@
-"""The data module: two augmented views for pretraining, plain images for everything else."""
+"""The data module: augmented views for pretraining, plain images for everything else."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from duality_ssl.data.augment.color import normalize
 from duality_ssl.data.augment.pipeline import Augmentation
 from duality_ssl.data.augment.spatial import Resampling
-from duality_ssl.data.augment.view import View, ViewChanges
+from duality_ssl.data.augment.view import SmallView, View, ViewChanges
 from duality_ssl.data.datasets import (
     ArrayDataset,
     Batch,
@@ -30,14 +30,15 @@ from duality_ssl.randomness import HOLD_OUT, derive_seed
 
 _DEFAULT_VIEW = View()
 _SAME = ViewChanges()
+_SMALL = SmallView()
 
 
 class SSLDataModule(LightningDataModule):
     """Images of a source for self-supervised pretraining and for probing what was learnt.
 
-    Training batches are, on the device, ``([view1, view2], labels)`` with views of shape
-    ``(B, C, S, S)``; all others are ``([images], labels)`` without augmentation. A label is -1
-    where there is none. All draws are functions of (seed, epoch, batch or sample): neither the
+    Training batches are, on the device, ``(views, labels)`` with views of shape ``(B, C, S, S)``,
+    two by default; all others are ``([images], labels)`` without augmentation. A label is -1 where
+    there is none. All draws are functions of (seed, epoch, batch or sample): neither the
     number of workers or processes nor an interruption changes a run.
 
     The probe's set is the pretraining set if that is labelled, or else the source's labelled images
@@ -57,6 +58,9 @@ class SSLDataModule(LightningDataModule):
         probe_root: Folder of the probe's files.
         view1: Distributions of the first view.
         view2: Differences of the second view from the first; none by default.
+        views: Large views of an image, 2 or more, drawn as view 1, 2, 1, 2, ...
+        small_views: Further views, cropped to a smaller size, for criteria that take more than two.
+        small_view: Size of the small views, and their differences from the first view.
         on_bad_image: What to do about a file that cannot be read: "error" stops and names it,
             "skip" takes another one in training, leaves it out in evaluation, and counts.
         predict_split: The split of the probe's set that `predict` uses.
@@ -86,6 +90,9 @@ class SSLDataModule(LightningDataModule):
         probe_root: Path | str | None = None,
         view1: View = _DEFAULT_VIEW,
         view2: ViewChanges = _SAME,
+        views: int = 2,
+        small_views: int = 0,
+        small_view: SmallView = _SMALL,
         on_bad_image: Literal["error", "skip"] = "error",
         predict_split: Literal["train", "val"] = "val",
         labels: Labels = "auto",
@@ -97,6 +104,8 @@ class SSLDataModule(LightningDataModule):
         _at_least("batch_size", batch_size, 1)
         _at_least("num_workers", num_workers, 0)
         _at_least("seed", seed, 0)
+        _at_least("views", views, 2)
+        _at_least("small_views", small_views, 0)
         if image_size is not None:
             _at_least("image_size", image_size, 1)
         if not 0 <= validation < 1:
@@ -107,7 +116,11 @@ class SSLDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.subset = subset
-        self.views = (view1, view2.of(view1))
+        pair = view1, view2.of(view1)
+        self.views = tuple(pair[number % 2] for number in range(views))
+        """Distributions of the large views."""
+        self.small_views = (small_view.of(view1),) * small_views
+        """Distributions of the small views."""
         self.on_bad_image: Literal["error", "skip"] = on_bad_image
         self.predict_split: Literal["train", "val"] = predict_split
         self.seed = seed
@@ -127,10 +140,32 @@ class SSLDataModule(LightningDataModule):
                 f"Expected `data.probe_source` to be grey as `{source}` is, but "
                 f"`{probe_source}` is RGB."
             )
+        if small_views and not 0 < small_view.size < self.image_size:
+            raise ValueError(
+                f"Expected `data.small_view.size` of 1 to {self.image_size - 1} pixels, less than "
+                f"the large views have, but got {small_view.size}."
+            )
+        self._sizes = (self.image_size,) * views + (small_view.size,) * small_views
         self._augmentations = [
-            Augmentation(view, self.image_size, self.mean, self.std) for view in self.views
+            Augmentation(view, size, self.mean, self.std)
+            for view, size in zip((*self.views, *self.small_views), self._sizes, strict=True)
         ]
         self._cache: dict[Split, Images] = {}
+
+    @property
+    def num_views(self) -> int:
+        """Number of views of a training image, large and small."""
+        return len(self._sizes)
+
+    @property
+    def small_size(self) -> int | None:
+        """Side of the small views in pixels; None without them."""
+        return self._sizes[-1] if self.small_views else None
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether training batches have labels."""
+        return self.probe_is_pretrain and self.num_classes is not None
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -178,7 +213,7 @@ class SSLDataModule(LightningDataModule):
             )
 
     def train_dataloader(self) -> BatchLoader:
-        """Batches of the pretraining set for two views; a smaller last batch is dropped."""
+        """Batches of the pretraining set to augment; a smaller last batch is dropped."""
         self.check_batch(world_size())
         images = self._pretrain_images()
         overfit = bool(getattr(self.trainer, "overfit_batches", 0))
@@ -210,7 +245,7 @@ class SSLDataModule(LightningDataModule):
             return PlainBatch(images, batch.labels, batch.paths)
         generator = torch.Generator().manual_seed(batch.seed)
         cropped = len(batch.images) > 1
-        crops = batch.images if cropped else (batch.images[0],) * 2
+        crops = batch.images if cropped else batch.images * self.num_views
         views = [
             self._converted(augment(images, generator, cropped=cropped, group=process_group()))
             for augment, images in zip(self._augmentations, crops, strict=True)
@@ -286,7 +321,14 @@ class SSLDataModule(LightningDataModule):
 
     def _loader(self, images: Images, sampler: TrainBatches | EvalBatches) -> BatchLoader:
         dataset: Dataset[Any] = (
-            FileDataset(images, self.image_size, self.views, self.seed, self.on_bad_image)
+            FileDataset(
+                images,
+                self.image_size,
+                (*self.views, *self.small_views),
+                self.seed,
+                self.on_bad_image,
+                self._sizes,
+            )
             if isinstance(images, FileImages)
             else ArrayDataset(images)
         )

@@ -146,6 +146,8 @@ class FileDataset(Dataset[Batch | BadImageError]):
     views: tuple[View, ...]
     seed: int
     on_bad_image: Literal["error", "skip"]
+    sizes: tuple[int, ...] = ()
+    """Side of each view in pixels; by default ``image_size``."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -197,5 +199,6 @@ class FileDataset(Dataset[Batch | BadImageError]):
             seed = derive_seed(CROP, self.seed, epoch, index, number)
             generator = torch.Generator().manual_seed(seed)
             top, left, h, w = draw_boxes(1, size, view.scale, view.ratio, generator)[0].tolist()
-            boxes.append(Box(left, top, w, h, view.interpolation))
+            side = self.sizes[number] if self.sizes else None
+            boxes.append(Box(left, top, w, h, view.interpolation, side))
         return boxes

@@ -30,6 +30,8 @@ class Box(NamedTuple):
     height: float
     interpolation: Interpolation = "bilinear"
     """How the part is resized."""
+    side: int | None = None
+    """Height and width of the result; None for those of the other parts."""
 
 
 # turns the pixels of a file upright, by its orientation tag
@@ -80,17 +82,17 @@ def read_crops(
 
     The first image of an animation or of several pages is read, and turned upright by its EXIF tag.
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, for fewer inverse DCTs, if all boxes still
-    have ``side`` pixels or more each way.
+    have the pixels of their results or more each way.
 
     Args:
         path: The file.
-        side: Height and width of the result.
+        side: Height and width of the result, where a box says no other.
         boxes_of: Given width and height of the upright image, the parts to read.
         beyond: Whether pixels beyond a box contribute to its edges, as if the whole image were
             resized and then cropped.
 
     Returns:
-        One ``uint8`` tensor of shape ``(3, side, side)`` per box.
+        One square ``uint8`` tensor of shape ``(3, side, side)`` per box.
 
     Raises:
         BadImageError: If the file cannot be read, or has more pixels than Pillow decodes.
@@ -118,10 +120,10 @@ def read_crops(
     x = image.width - width / scale if orientation in (2, 3, 6, 7) else 0
     y = image.height - height / scale if orientation in (3, 4, 7, 8) else 0
     reduced = [
-        Box(left / scale + x, top / scale + y, wide / scale, high / scale, interpolation)
-        for left, top, wide, high, interpolation in boxes
+        Box(left / scale + x, top / scale + y, wide / scale, high / scale, interpolation, own)
+        for left, top, wide, high, interpolation, own in boxes
     ]
-    return [_cut(image, box, side, beyond) for box in reduced]
+    return [_cut(image, box, box.side or side, beyond) for box in reduced]
 
 
 def _reason(error: Exception, path: Path) -> str:
@@ -130,9 +132,9 @@ def _reason(error: Exception, path: Path) -> str:
 
 
 def _reduce(file: Image.Image, boxes: Sequence[Box], side: int) -> int:
-    """Have a JPEG decoded at the smallest scale at which no box is smaller than ``side``."""
-    shortest = min(min(box.width, box.height) for box in boxes)
-    scale = next((s for s in (8, 4, 2) if shortest >= s * side), 1)
+    """Have a JPEG decoded at the smallest scale at which no box is smaller than its result."""
+    sizes = [(min(box.width, box.height), box.side or side) for box in boxes]
+    scale = next((s for s in (8, 4, 2) if all(low >= s * to for low, to in sizes)), 1)
     size = file.size
     if scale > 1:
         file.draft(None, (size[0] // scale, size[1] // scale))

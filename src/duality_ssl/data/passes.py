@@ -88,7 +88,8 @@ class Passes:
         """Read the batches, crop them where that is part of decoding, and send them."""
         dataset = copy(self._dataset)
         if isinstance(dataset, FileDataset):
-            dataset.views, dataset.seed = tuple(views), derive_seed(EVALUATION, self.seed)
+            dataset.views, dataset.sizes = tuple(views), ()
+            dataset.seed = derive_seed(EVALUATION, self.seed)
         loader = BatchLoader(
             dataset,
             batch_size=None,

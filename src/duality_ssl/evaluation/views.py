@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,8 @@ def view_outputs(network: nn.Module, data: SSLDataModule) -> dict[str, Tensor]:
     order = order[: images_of_lidar(max(widths))]
     batches = np.array_split(order, math.ceil(len(order) / _BATCH))
     found: dict[str, list[Tensor]] = {name: [] for name in heads}
-    for images, _ in passes.views(batches, data.views * (VIEWS // 2)):
+    drawn = [*islice(cycle(data.views), VIEWS)]
+    for images, _ in passes.views(batches, drawn):
         h = [network(view.to(weight.dtype)) for view in images]
         for name, head in heads.items():
             found[name].append(torch.stack([head(each) for each in h], dim=1).float().cpu())

@@ -5,12 +5,14 @@ from duality_ssl.methods.frozen import FrozenBackbone
 from duality_ssl.methods.joint_embedding import JointEmbedding
 
 __all__ = [
+    "BYOL",
     "DCL",
     "TCR",
     "BarlowTwins",
     "FrozenBackbone",
     "JointEmbedding",
     "SimCLR",
+    "SimSiam",
     "SpectralContrastive",
     "VICReg",
     "VICRegCtr",
@@ -48,3 +50,19 @@ class BarlowTwins(JointEmbedding, criterion=criteria.BarlowTwins):
 
 class TCR(JointEmbedding, criterion=criteria.TCR):
     """Total coding rate of the embeddings and the cosine of the positives (TCR)."""
+
+
+class BYOL(
+    JointEmbedding, criterion=criteria.Regression, predictor="4096-d", teacher_momentum=0.99
+):
+    """Predicts the teacher's embedding of the other view (BYOL)."""
+
+
+class SimSiam(
+    JointEmbedding,
+    criterion=criteria.Regression,
+    predictor="512-d-b",
+    predictor_schedule=False,
+    scale=0.5,
+):
+    """Predicts the network's own embedding of the other view, its gradient stopped (SimSiam)."""

@@ -23,7 +23,8 @@ def warmup_cosine(
     .. math::
         \mathrm{lr} \left(f + (1 - f) \frac{1 + \cos(\pi (k - W) / (T - W))}{2} \right)
 
-    up to step :math:`T`, and :math:`f \cdot \mathrm{lr}` after it.
+    up to step :math:`T`, and :math:`f \cdot \mathrm{lr}` after it. A group with ``"constant"``
+    keeps its rate from the first step on.
 
     Args:
         optimizer: Optimizer whose groups hold the learning rates at the end of the warm-up.
@@ -38,10 +39,16 @@ def warmup_cosine(
         progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
         return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
 
-    return LambdaLR(optimizer, factor)
+    def constant(step: int) -> float:
+        return 1.0
+
+    groups = optimizer.param_groups
+    return LambdaLR(optimizer, [constant if g.get("constant") else factor for g in groups])
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    module: nn.Module, weight_decay: float, constant: nn.Module | None = None
+) -> list[dict[str, Any]]:
     """Split the trainable parameters of a module into two groups for an optimizer.
 
     The second group, neither decayed nor adapted by `~duality_ssl.optim.LARS`, holds the biases,
@@ -52,6 +59,9 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
     The first group holds the rest, and LARS adapts it even if ``weight_decay`` is zero; other
     optimizers ignore ``"adapt"``. Either group may be empty.
+
+    The parameters of ``constant``, a part of the module whose learning rate follows no schedule,
+    make two more groups of the same kinds, marked by ``"constant"``.
 
     Raises:
         ValueError: If the module has nothing to train.
@@ -77,10 +87,15 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         raise ValueError(
             f"Expected {type(module).__name__} to have trainable parameters, but it has none."
         )
-    return [
-        {"params": list(weights), "weight_decay": weight_decay, "adapt": True},
-        {"params": list(plain), "weight_decay": 0.0, "adapt": False},
-    ]
+    held = set() if constant is None else set(constant.parameters())
+    groups = []
+    for is_held in (False, True) if held else (False,):
+        for parameters, decay, adapt in ((weights, weight_decay, True), (plain, 0.0, False)):
+            chosen = [p for p in parameters if (p in held) == is_held]
+            groups.append({"params": chosen, "weight_decay": decay, "adapt": adapt})
+            if is_held:
+                groups[-1]["constant"] = True
+    return groups
 
 
 def global_batch(trainer: Trainer) -> int:

@@ -124,6 +124,21 @@ class ViewChanges:
 
 
 @dataclass(frozen=True)
+class SmallView(ViewChanges):
+    """The size of the small views, and the fields in which they differ from the first view."""
+
+    scale: tuple[float, float] | None = (0.05, 0.14)
+    """Smallest and largest area of the crop, as fractions of the image's area."""
+    size: int = 96
+    """Side in pixels, less than that of the large views."""
+
+    def of(self, view: View) -> View:
+        """The view with these changes, whatever its size."""
+        changes = {f.name: getattr(self, f.name) for f in fields(ViewChanges)}
+        return ViewChanges(**changes).of(view)
+
+
+@dataclass(frozen=True)
 class Draws:
     """Parameters drawn for ``n`` samples: CPU tensors with one row per sample.
 
