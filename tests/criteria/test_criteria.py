@@ -130,8 +130,18 @@ def test_float32_matches_float64_reference(name: str, n: int, d: int) -> None:
         torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=3e-6 * scale)
 
 
-@pytest.mark.parametrize("name", EXPORTED)
-@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+BOUNDED = {"CPLearn"}  # its rows are in [-1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        (name, scale)
+        for name in EXPORTED
+        for scale in (1e-4, 1.0, 1e4)
+        if scale <= 1 or name not in BOUNDED
+    ],
+)
 @pytest.mark.parametrize(("n", "d"), [(256, 512), (512, 256), (257, 256)], ids=str)
 def test_float32_is_accurate_at_size_with_near_duplicates(
     name: str, scale: float, n: int, d: int
@@ -151,7 +161,12 @@ each_side = pytest.mark.parametrize(
 )
 
 
-@each_variant
+STOPS_GRADIENT = {"SwAV"}  # the assignments follow the views, and have none
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [case for case in VARIANTS if case.values[0] not in STOPS_GRADIENT]
+)
 @each_side
 @in_each_form
 def test_derivatives_by_finite_differences(
@@ -163,11 +178,14 @@ def test_derivatives_by_finite_differences(
     assert torch.autograd.gradgradcheck(lambda *z: criterion(*z)["loss"], views)
 
 
+MOVES_STATE = {"DINO", "SwAV"}  # in training, which is no function of the views alone
+
+
 @each_variant
 @each_side
 @in_each_form
 def test_transforms_of_torch_func(name: str, arguments: dict[str, Any], n: int, d: int) -> None:
-    criterion = build(name, arguments)
+    criterion = build(name, arguments).train(name not in MOVES_STATE)
     z1, z2 = make_views(n, d)
     _, expected, _ = value_and_gradients(criterion, z1, z2)
     gradient = torch.func.grad(lambda *z: criterion(*z)["loss"])(z1, z2)

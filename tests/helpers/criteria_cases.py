@@ -48,7 +48,7 @@ class WithInputs(nn.Module):
 
     def forward(self, *views: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
         z = views[0]
-        if not isinstance(z, Tensor) or z.ndim != 2 or not z.is_floating_point():
+        if not isinstance(z, Tensor) or z.ndim != 2 or 0 in z.shape or not z.is_floating_point():
             return self.built(torch.zeros(2, 2))(*views, group=group)  # which refuses them
         criterion = self.built(z)
         key = *z.shape, z.dtype, group.rank, group.world_size
@@ -76,9 +76,9 @@ class WithInputs(nn.Module):
             new.to(torch.promote_types(z.dtype, torch.float32)).requires_grad_(False)
             self._built[key] = new, copy.deepcopy(dict(new.named_buffers()))
         criterion, state = self._built[key]
-        for name, buffer in criterion.named_buffers():
+        for name, buffer in criterion.named_buffers() if self.training else ():
             buffer.copy_(state[name])
-        return criterion
+        return criterion.train(self.training)
 
     def __getattr__(self, name: str) -> Any:
         """The criterion's arguments."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from duality_ssl.functional.codes import random_codes
+from duality_ssl.functional import random_codes
 
 
 def numbers(*arrays: Any) -> list[Tensor]:
@@ -81,32 +81,47 @@ def swapped_prediction(codes: Sequence[Any], logits: Sequence[Any]) -> Any:
 
 
 def swav(
-    z1: Any, z2: Any, prototypes: Tensor, temperature: float, epsilon: float, iterations: int
+    z1: Any,
+    z2: Any,
+    *small: Any,
+    prototypes: Tensor,
+    temperature: float,
+    epsilon: float,
+    iterations: int,
+    queued: Tensor | None = None,
 ) -> Any:
-    units = [c / c.norm() for c in prototypes.detach().double()]
-    scores = [
-        torch.stack([torch.stack([row @ c / row.norm() for c in units]) for row in z])
-        for z in numbers(z1, z2)
-    ]
-    codes = [sinkhorn(s.detach() / epsilon, iterations) for s in scores]
-    return swapped_prediction(codes, [s / temperature for s in scores])
+    """With embeddings of earlier batches, ``(2, queue, D)``, if any."""
+    units = [c / c.norm() for c in prototypes.double()]
+
+    def scores(z: Tensor) -> Tensor:
+        return torch.stack([torch.stack([row @ c / row.norm() for c in units]) for row in z])
+
+    views = [scores(z) for z in numbers(z1, z2, *small)]
+    balanced = [s.detach() for s in views[:2]]
+    if queued is not None and queued.numel():
+        balanced = [
+            torch.cat([s, scores(z)]).detach() for s, z in zip(balanced, queued, strict=True)
+        ]
+    codes = [sinkhorn(s / epsilon, iterations) for s in balanced]
+    return swapped_prediction([q[: len(z1)] for q in codes], [s / temperature for s in views])
 
 
 def dino(
     z1: Any,
     z2: Any,
+    *small: Any,
     targets: Sequence[Tensor],
     center: Tensor,
     temperature: float,
     teacher_temperature: float,
-    initial_teacher_temperature: float,
-    teacher_warmup_steps: int,
-    step: int,
+    initial_teacher_temperature: float = 0.04,
+    teacher_warmup_steps: int = 0,
+    step: int = 0,
 ) -> Any:
     done = min(1.0, step / teacher_warmup_steps) if teacher_warmup_steps else 1.0
     tau = (1 - done) * initial_teacher_temperature + done * teacher_temperature
     codes = [[row.exp() for row in log_softmaxes((t - center) / tau)] for t in targets]
-    return swapped_prediction(codes, [z / temperature for z in numbers(z1, z2)])
+    return swapped_prediction(codes, [z / temperature for z in numbers(z1, z2, *small)])
 
 
 CRITERIA: dict[str, tuple[Callable[..., Any], list[dict[str, Any]]]] = {

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from duality_ssl.criteria.base import Criterion, check_positive
 from duality_ssl.distributed import SINGLE, Group
-from duality_ssl.functional.codes import code_temperature, divergence_from_uniform, random_codes
+from duality_ssl.functional import code_temperature, divergence_from_uniform, random_codes
 
 
 class CPLearn(Criterion):

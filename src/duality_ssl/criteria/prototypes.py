@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from duality_ssl.criteria.base import Criterion, check_positive
 from duality_ssl.distributed import SINGLE, Group
-from duality_ssl.functional import normalize_rows
-from duality_ssl.functional.sinkhorn import sinkhorn
+from duality_ssl.functional import normalize_rows, sinkhorn
 
 
 class SwAV(Criterion):

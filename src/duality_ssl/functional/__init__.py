@@ -26,6 +26,7 @@ non-contrastive self-supervised learning*, ICLR 2023, https://arxiv.org/abs/2206
 """
 
 from duality_ssl.functional.alignment import alignment, uniformity
+from duality_ssl.functional.codes import code_temperature, divergence_from_uniform, random_codes
 from duality_ssl.functional.coding_rate import coding_rate
 from duality_ssl.functional.covariance import (
     cross_correlation,
@@ -63,12 +64,14 @@ from duality_ssl.functional.normalization import (
 )
 from duality_ssl.functional.precision import full_precision
 from duality_ssl.functional.similarity import linear_cka, rsa
+from duality_ssl.functional.sinkhorn import sinkhorn
 from duality_ssl.functional.spectrum import alpha_req, lidar, rankme, singular_values
 
 __all__ = [
     "alignment",
     "alpha_req",
     "centered",
+    "code_temperature",
     "coding_rate",
     "column_fourth_norm_bounds",
     "contrast_logits",
@@ -78,6 +81,7 @@ __all__ = [
     "dimension_contrastive",
     "dimension_contrastive_bounds",
     "dimension_gram",
+    "divergence_from_uniform",
     "fourth_norms",
     "full_precision",
     "lidar",
@@ -87,6 +91,7 @@ __all__ = [
     "normalize_centered_rows",
     "normalize_rows",
     "project_to_ball",
+    "random_codes",
     "rankme",
     "row_fourth_norm_bounds",
     "rsa",
@@ -95,6 +100,7 @@ __all__ = [
     "sample_gram",
     "sample_logsumexp",
     "singular_values",
+    "sinkhorn",
     "squared_covariance",
     "standardize_columns",
     "uniformity",
