@@ -192,3 +192,5 @@ def test_torch_computes_with_lists_of_tensors() -> None:
     norms = torch_internals.foreach_norm(ones, 2, torch.float64)
     assert [norm.item() for norm in norms] == pytest.approx([24 * 2**0.5, 24 * 3**0.5])
     assert norms[0].dtype == torch.float64
+    torch_internals.foreach_lerp_(ones, [torch.zeros(2), torch.zeros(3)], 0.25)
+    assert [tensor.tolist() for tensor in ones] == [[18.0] * 2, [18.0] * 3]

@@ -91,7 +91,8 @@ def test_without_a_bar_the_run_still_has_its_line(
 
 def test_grid_has_the_views_side_by_side() -> None:
     first = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, 2, 2) / 10
-    grid = view_grid((first - 0.5) / 0.25, (first + 0.4 - 0.5) / 0.25, [0.5] * 3, [0.25] * 3)
+    views = [(first - 0.5) / 0.25, (first + 0.4 - 0.5) / 0.25]
+    grid = view_grid(views, [0.5] * 3, [0.25] * 3)
     height, width = 2 + 2, 2 + 2 * 2  # padding, and two views of 2 x 2
     assert grid.shape == (3, 2 * height + 2, 4 * width + 2)
     assert grid.dtype == torch.uint8
@@ -108,7 +109,7 @@ def test_grid_has_the_views_side_by_side() -> None:
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_grid_without_statistics_is_stretched(channels: int) -> None:
     images = torch.linspace(-3, 7, 2 * channels * 16).view(2, channels, 4, 4)
-    grid = view_grid(images, images)
+    grid = view_grid([images, images])
     assert grid.shape[0] == 3
     assert (grid[:, 2:-2, 2:10].min(), grid[:, 2:-2, 2:20].max()) == (0, 255)
 

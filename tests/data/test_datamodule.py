@@ -325,7 +325,7 @@ def test_mean_and_std_undo_the_normalisation(tmp_path: Path) -> None:
     assert (module.mean, module.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     batch = next(iter(module.test_dataloader()[0]))
     (images,), _ = module.on_after_batch_transfer(batch, 0)
-    grid = view_grid(images[:2], images[:2], module.mean, module.std)
+    grid = view_grid([images[:2]] * 2, module.mean, module.std)
     assert torch.equal(grid[:, 2:18, 2:18], batch.images[0][0])
 
 

@@ -161,10 +161,30 @@ def test_weights_heads_and_metrics(
         assert_one(result, one, 1e-5)
 
 
-def test_batch_norm_over_processes(two: Processes) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "BYOL", "predictor": "d", "teacher_momentum": 0.5, "base_lr": 3.0},
+        {"method": "SimSiam", "predictor": "d", "base_lr": 8.0},
+        {"method": "SimSiam", "predictor": "d", "base_lr": 8.0, "stop_gradient": False},
+    ],
+    ids=["teacher", "stopped gradient", "gradient through the targets"],
+)
+def test_targets(two: Processes, options: dict[str, Any]) -> None:
+    """A predictor without batch norm: that of a process sees its own rows only."""
+    options = {**options, "precision": "64-true"}
+    one = fit(**options)
+    for name in one.before.keys() & {"teacher.backbone.0.weight", "backbone.0.weight"}:
+        assert (one.before[name] - one.weights[name]).abs().max() > 1e-4
+    for result in two.run(fit_on_all, options):
+        assert_one(result, one, 1e-5)
+
+
+@pytest.mark.parametrize("method", ["VICReg", "BYOL"])
+def test_batch_norm_over_processes(two: Processes, method: str) -> None:
     """``sync_batchnorm`` on a CPU; without it the running statistics are another network's."""
     shape = {"backbone": "resnet_tiny", "projector": "32-16", "precision": "64-true"}
-    options = {"method": "VICReg", "base_lr": 0.1, **shape}
+    options = {"method": method, "base_lr": 0.1, **shape}
     one = fit(**options)
     for result in two.run(fit_on_all, {**options, "sync_batchnorm": True}):
         assert_one(result, one, 1e-5)

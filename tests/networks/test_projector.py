@@ -17,6 +17,8 @@ from duality_ssl.networks.projector import create_projector, parse_projector
         pytest.param("d-d-d", 1024, [1024, 1024, 1024], id="d-d-d"),
         pytest.param("64", None, [64], id="linear"),
         pytest.param("d", 64, [64], id="linear-d"),
+        pytest.param("2048-2048-n", None, [2048, 2048], id="ends-in-a-norm"),
+        pytest.param("512-d-b", 64, [512, 64], id="ends-in-a-bias"),
     ],
 )
 def test_notation_is_read(spec: str, embedding_dim: int | None, expected: list[int]) -> None:
@@ -31,6 +33,8 @@ def test_notation_is_read(spec: str, embedding_dim: int | None, expected: list[i
         pytest.param("512-", None, "part 2 of '512-' is empty", id="hanging"),
         pytest.param("-5", None, "part 1 of '-5' is empty", id="negative"),
         pytest.param("a-b", None, "part 1 of 'a-b' is 'a'", id="letters"),
+        pytest.param("n", None, "part 1 of 'n' is 'n'", id="norm-alone"),
+        pytest.param("64-n-n", None, "part 2 of '64-n-n' is 'n'", id="two-norms"),
         pytest.param("0-8", None, "part 1 of '0-8' is '0'", id="zero"),
         pytest.param("08-8", None, "part 1 of '08-8' is '08'", id="leading-zero"),
         pytest.param("8-1048577", None, "part 2 of '8-1048577' is '1048577'", id="too-wide"),

@@ -13,7 +13,7 @@ from helpers.resume_stubs import unequal
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 
-from duality_ssl import VICReg
+from duality_ssl import BYOL, VICReg
 from duality_ssl.callbacks import (
     BestCheckpoint,
     CollapseGuard,
@@ -51,7 +51,9 @@ def kill_at(hook: str, call: int) -> Callback:
 def fit(*extra: Callback, **settings: Any) -> Trainer:
     """Resume the run of this folder from its newest checkpoint, or start it."""
     lightning.seed_everything(0, verbose=False)
-    module = VICReg(backbone="resnet_tiny", projector="16-16", in_channels=1, warmup_epochs=0.5)
+    method, network = settings.pop("method", VICReg), settings.pop("network", {})
+    shape = {"backbone": "resnet_tiny", "projector": "16-16", "in_channels": 1}
+    module = method(**shape, **network, warmup_epochs=0.5)
     if settings.pop("dropout", False):
         module.projector.insert(1, torch.nn.Dropout(0.5))
     probe = settings.pop("probe_source", None)
@@ -98,6 +100,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "labels in another set": {"probe_source": "digits", "val_check_interval": 2},
     "validation within epochs": {"val_check_interval": 2},
     "accumulated gradients": {"accumulate_grad_batches": 2, "val_check_interval": 3},
+    "teacher": {
+        **{"method": BYOL, "network": {"predictor": "12-d", "teacher_momentum": 0.5}},
+        **{"accumulate_grad_batches": 2, "every_n_steps": 2},
+    },
     "rows every 4 steps": {"log_every_n_steps": 4, "every_n_steps": 3},
     "validation every 2 epochs": {"check_val_every_n_epoch": 2, "every_n_steps": None},
     "steps": {"max_steps": 16, "max_epochs": -1},

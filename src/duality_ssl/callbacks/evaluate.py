@@ -38,18 +38,25 @@ class OfflineEvaluation(Callback):
             the features.
         cache: Keep the features beside the checkpoint, in ``features-cache/``: the next test of
             the same checkpoint and images takes them from there, without a forward pass.
+        teacher: Evaluate the teacher's backbone and projector in place of the network's; the files
+            are ``evaluation-teacher.json`` and ``evaluation-teacher-best.json``.
         **settings: Fields of :class:`duality_ssl.evaluation.Settings`.
 
     Raises:
         ValueError: If the data does not have the two test loaders, features are not finite, there
-            is no such protocol, or two data sets have one name.
+            is no such protocol, two data sets have one name, or there is no teacher to evaluate.
     """
 
     def __init__(
-        self, sets: Sequence[TransferSet] = (), cache: bool = True, **settings: Any
+        self,
+        sets: Sequence[TransferSet] = (),
+        cache: bool = True,
+        teacher: bool = False,
+        **settings: Any,
     ) -> None:
         self.sets = {each.title: each for each in sets}
         self.cache = cache
+        self.teacher = teacher
         self.settings = Settings(**settings)
         check_protocols(self.settings)
         if len(self.sets) < len(sets):
@@ -61,10 +68,16 @@ class OfflineEvaluation(Callback):
         self._cache: FeatureCache | None = None
         self._cached: Features | None = None
         self._transfer: dict[str, SSLDataModule] = {}
+        self._swapped = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Read the further data sets, so that missing files are found at once."""
         data = getattr(trainer, "datamodule", None)
+        if stage == "test" and self.teacher and getattr(pl_module, "teacher", None) is None:
+            raise ValueError(
+                f"Expected a method with a teacher for --evaluation.teacher, but "
+                f"{type(pl_module).__name__} has none here."
+            )
         if stage != "test" or not self.sets:
             return
         if not isinstance(data, SSLDataModule):
@@ -78,13 +91,14 @@ class OfflineEvaluation(Callback):
         """Read the features of an earlier test if they are kept; then no batch is loaded."""
         data: Any = getattr(trainer, "datamodule", None)
         loaders: Any = trainer.test_dataloaders
+        self._swap(pl_module)
         self._cache = self._cached = None
         if not (self.cache and trainer.ckpt_path and isinstance(data, SSLDataModule)):
             return
         if [len(loader) for loader in loaders] != trainer.num_test_batches:
             return  # a part of the images
         self._cache = FeatureCache(trainer)
-        self._cached = self._cache.read("test", data)
+        self._cached = self._cache.read(self._named("test"), data)
         for loader in loaders if self._cached is not None else ():
             loader.load_state_dict({**loader.state_dict(), "batches": len(loader)})
 
@@ -117,12 +131,12 @@ class OfflineEvaluation(Callback):
         if features is None:
             features = self._stores.gather(pl_module.device)
             if self._cache is not None:
-                self._cache.write("test", features)
+                self._cache.write(self._named("test"), features)
         others = {
             name: self._features_of(name, trainer, pl_module, data)
             for name, data in self._transfer.items()
         }
-        path = output_path(trainer, "evaluation.json")
+        path = output_path(trainer, f"{self._named('evaluation')}.json")
         if not trainer.is_global_zero:
             return
         weights = weights_file(trainer)
@@ -138,6 +152,7 @@ class OfflineEvaluation(Callback):
             **({"sets": sets} if sets else {}),
             "method": type(pl_module).__name__,
             "checkpoint": weights.name if weights else None,
+            **({"teacher": True} if self.teacher else {}),
             "num_features": features["train_features"].shape[1],
             "settings": asdict(self.settings),
         }
@@ -147,15 +162,36 @@ class OfflineEvaluation(Callback):
         write_atomically(path, lambda file: file.write(content.encode()))
         rank_zero_info(f"{_summary(results)}. Wrote {path}.")
 
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the network back in the place of its teacher."""
+        self._swap(pl_module, back=True)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._swap(pl_module, back=True)
+
+    def _swap(self, module: Any, back: bool = False) -> None:
+        """Exchange the network and its teacher, or put them back; nothing without a teacher."""
+        if self.teacher and self._swapped == back:
+            module.backbone, module.teacher.backbone = module.teacher.backbone, module.backbone
+            module.projector, module.teacher.projector = module.teacher.projector, module.projector
+            self._swapped = not back
+
+    def _named(self, name: str) -> str:
+        """The name of a file about the network, or about its teacher."""
+        return f"{name}-teacher" if self.teacher else name
+
     def _features_of(
         self, name: str, trainer: Trainer, module: LightningModule, data: SSLDataModule
     ) -> Features:
         """Read or compute the features of a further data set, on all processes."""
-        features = self._cache.read(name, data) if self._cache is not None else None
+        kept = self._named(name)
+        features = self._cache.read(kept, data) if self._cache is not None else None
         if features is None:
             features = compute_features(trainer, module, data)
             if self._cache is not None:
-                self._cache.write(name, features)
+                self._cache.write(kept, features)
         return features
 
     def _evaluate(

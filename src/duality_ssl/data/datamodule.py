@@ -9,10 +9,9 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from duality_ssl.data.augment.color import normalize
-from duality_ssl.data.augment.pipeline import Augmentation
-from duality_ssl.data.augment.spatial import Resampling
+from duality_ssl.data.augment.pipeline import plain
 from duality_ssl.data.augment.view import SmallView, View, ViewChanges
+from duality_ssl.data.augment.views import Views
 from duality_ssl.data.datasets import (
     ArrayDataset,
     Batch,
@@ -22,11 +21,10 @@ from duality_ssl.data.datasets import (
     PlainBatch,
 )
 from duality_ssl.data.loader import BatchLoader, outlive_signals
-from duality_ssl.data.sampler import EvalBatches, TrainBatches, draw_subset
+from duality_ssl.data.sampler import EvalBatches, TrainBatches, draw_subset, hold_out
 from duality_ssl.data.sources import Split, create_source
 from duality_ssl.data.sources.base import Labels
-from duality_ssl.distributed import process_group, world_size
-from duality_ssl.randomness import HOLD_OUT, derive_seed
+from duality_ssl.distributed import world_size
 
 _DEFAULT_VIEW = View()
 _SAME = ViewChanges()
@@ -116,11 +114,6 @@ class SSLDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.subset = subset
-        pair = view1, view2.of(view1)
-        self.views = tuple(pair[number % 2] for number in range(views))
-        """Distributions of the large views."""
-        self.small_views = (small_view.of(view1),) * small_views
-        """Distributions of the small views."""
         self.on_bad_image: Literal["error", "skip"] = on_bad_image
         self.predict_split: Literal["train", "val"] = predict_split
         self.seed = seed
@@ -140,27 +133,24 @@ class SSLDataModule(LightningDataModule):
                 f"Expected `data.probe_source` to be grey as `{source}` is, but "
                 f"`{probe_source}` is RGB."
             )
-        if small_views and not 0 < small_view.size < self.image_size:
-            raise ValueError(
-                f"Expected `data.small_view.size` of 1 to {self.image_size - 1} pixels, less than "
-                f"the large views have, but got {small_view.size}."
-            )
-        self._sizes = (self.image_size,) * views + (small_view.size,) * small_views
-        self._augmentations = [
-            Augmentation(view, size, self.mean, self.std)
-            for view, size in zip((*self.views, *self.small_views), self._sizes, strict=True)
-        ]
+        pair, looks = (view1, view2.of(view1)), (self.image_size, self.mean, self.std)
+        self._views = Views(pair, views, small_views, small_view, *looks)
         self._cache: dict[Split, Images] = {}
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Distributions of the large views."""
+        return self._views.large
 
     @property
     def num_views(self) -> int:
         """Number of views of a training image, large and small."""
-        return len(self._sizes)
+        return len(self._views)
 
     @property
     def small_size(self) -> int | None:
         """Side of the small views in pixels; None without them."""
-        return self._sizes[-1] if self.small_views else None
+        return self._views.sizes[-1] if self._views.small else None
 
     @property
     def has_labels(self) -> bool:
@@ -241,16 +231,11 @@ class SSLDataModule(LightningDataModule):
         if not isinstance(batch, Batch):
             return batch
         if batch.seed is None:
-            images = self._converted(self._plain(batch.images[0]))
-            return PlainBatch(images, batch.labels, batch.paths)
-        generator = torch.Generator().manual_seed(batch.seed)
-        cropped = len(batch.images) > 1
-        crops = batch.images if cropped else batch.images * self.num_views
-        views = [
-            self._converted(augment(images, generator, cropped=cropped, group=process_group()))
-            for augment, images in zip(self._augmentations, crops, strict=True)
-        ]
-        return views, batch.labels
+            shape = self.image_size, self.channels
+            images = plain(batch.images[0], *shape, self.mean, self.std)
+            return PlainBatch(self._converted(images), batch.labels, batch.paths)
+        views = self._views.of(batch.images, batch.seed)
+        return [self._converted(view) for view in views], batch.labels
 
     def _converted(self, images: Tensor) -> Tensor:
         """In the precision of the network: Lightning has converted the bytes only."""
@@ -258,18 +243,6 @@ class SSLDataModule(LightningDataModule):
             return images
         converted: Tensor = self.trainer.precision_plugin.convert_input(images)
         return converted
-
-    @torch.no_grad()
-    def _plain(self, images: Tensor) -> Tensor:
-        """Normalised; resized to a square of the views' size, grey as RGB where needed."""
-        height, width = images.shape[2:]
-        images = images.float().div_(255)
-        if (height, width) != (self.image_size, self.image_size):
-            whole = torch.tensor([[0, 0, height, width]]).expand(len(images), 4)
-            images = Resampling(whole, self.image_size, None, images.device)(images)
-        if images.shape[1] < self.channels:
-            images = images.repeat(1, self.channels, 1, 1)
-        return normalize(images, self.mean, self.std)
 
     @property
     def _has_probe_set(self) -> bool:
@@ -300,15 +273,8 @@ class SSLDataModule(LightningDataModule):
         if not self.validation or split not in (parted, "val"):
             return source.load(split)
         images = (self._probe if self._has_probe_set else self._pretrain).load(parted)
-        if not 0 < round(self.validation * len(images)) < len(images):
-            raise ValueError(
-                f"Expected `data.validation` to hold out some of {len(images)} images, and not "
-                f"all, but got {self.validation}."
-            )
-        drawn = torch.zeros(len(images), dtype=torch.bool)
-        seed = derive_seed(HOLD_OUT, self.seed)
-        drawn[draw_subset(images.labels, float(self.validation), seed)] = True
-        return images.subset(drawn if split == "val" else ~drawn)
+        held = hold_out(images.labels, self.validation, self.seed)
+        return images.subset(held if split == "val" else ~held)
 
     def _eval_loader(self, split: Literal["train", "val"], seed: int | None = None) -> BatchLoader:
         images = self._probe_images(split)
@@ -324,10 +290,10 @@ class SSLDataModule(LightningDataModule):
             FileDataset(
                 images,
                 self.image_size,
-                (*self.views, *self.small_views),
+                (*self._views.large, *self._views.small),
                 self.seed,
                 self.on_bad_image,
-                self._sizes,
+                self._views.sizes,
             )
             if isinstance(images, FileImages)
             else ArrayDataset(images)

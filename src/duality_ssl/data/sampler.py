@@ -17,7 +17,7 @@ from torch.utils.data import SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from duality_ssl.distributed import rank, world_size
-from duality_ssl.randomness import AUGMENT, ORDER, PROBE, SUBSET, derive_seed
+from duality_ssl.randomness import AUGMENT, HOLD_OUT, ORDER, PROBE, SUBSET, derive_seed
 
 
 def draw_subset(labels: Tensor, subset: int | float, seed: int) -> Tensor:
@@ -32,6 +32,19 @@ def draw_subset(labels: Tensor, subset: int | float, seed: int) -> Tensor:
     order, place, size = shuffle_by_class(labels, derive_seed(SUBSET, seed))
     keys = (place + 0.5) / size  # the smallest are spread over the classes in proportion
     return order[keys.argsort(stable=True)[:count]].sort().values
+
+
+def hold_out(labels: Tensor, part: float, seed: int) -> Tensor:
+    """Draw a part of the samples to hold out, each class in proportion: a mask ``(N,)``."""
+    n = len(labels)
+    if not 0 < round(part * n) < n:
+        raise ValueError(
+            f"Expected `data.validation` to hold out some of {n} images, and not all, but got "
+            f"{part}."
+        )
+    held = torch.zeros(n, dtype=torch.bool)
+    held[draw_subset(labels, float(part), derive_seed(HOLD_OUT, seed))] = True
+    return held
 
 
 def shuffle_by_class(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -73,9 +73,13 @@ class SavedMethod(LightningModule):
                 "and optimizer state. To start from its backbone only, use --model.pretrained."
             )
 
-    def save_backbone(self, path: str | Path) -> None:
-        """Write the backbone's weights and description to a safetensors file."""
-        weights.save_backbone(self.backbone.state_dict(), path, self.about_backbone())
+    def save_backbone(self, path: str | Path, teacher: bool = False) -> None:
+        """Write the backbone's weights and description to a safetensors file.
+
+        With ``teacher``, those of the teacher's backbone, if there is a teacher.
+        """
+        network = self.teacher if teacher and self.teacher is not None else self
+        weights.save_backbone(network.backbone.state_dict(), path, self.about_backbone())
 
     def about_backbone(self) -> dict[str, Any]:
         """Describe the backbone for `create_backbone`, the images it expects, and its training.

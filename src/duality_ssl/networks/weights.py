@@ -53,7 +53,9 @@ def save_backbone(
     write_atomically(Path(path), lambda file: file.write(content))
 
 
-def export_backbone(checkpoint: str | Path, path: str | Path, to: str = "safetensors") -> Exported:
+def export_backbone(
+    checkpoint: str | Path, path: str | Path, to: str = "safetensors", teacher: bool = False
+) -> Exported:
     """Write the backbone in a run's checkpoint for another library, and say what is left out.
 
     Args:
@@ -63,11 +65,13 @@ def export_backbone(checkpoint: str | Path, path: str | Path, to: str = "safeten
             safetensors file for ``timm.create_model(NAME, checkpoint_path=path, num_classes=0)``;
             ``safetensors``, the file that the end of a fit writes, of any network; ``onnx``, the
             network with its weights.
+        teacher: Write the teacher's backbone.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        ValueError: If it is no checkpoint of a run, or the library has no network that computes the
-            same features with these weights; the message names what works instead.
+        ValueError: If it is no checkpoint of a run, it has no teacher to write, or the library has
+            no network that computes the same features with these weights; the message names what
+            works instead.
     """
     path = Path(path)
     if to not in SUFFIXES:
@@ -77,10 +81,12 @@ def export_backbone(checkpoint: str | Path, path: str | Path, to: str = "safeten
         raise ValueError(f"Expected a file for {to} to end in {ends}, but got {path}.")
     content = _load(Path(checkpoint))
     named = _named(content, checkpoint)
-    weights = _plain(_below(named, "backbone."))
+    prefix = "teacher.backbone." if teacher else "backbone."
+    weights = _plain(_below(named, prefix))
     if not weights:
+        what = "a run with a teacher" if teacher else "a run"
         raise ValueError(
-            f"Expected {checkpoint} to be a checkpoint of a run, but it holds no backbone."
+            f"Expected {checkpoint} to be a checkpoint of {what}, but it holds no {prefix[:-1]}."
         )
     about = _mapping(content.get("about_backbone"))
     network = _network(about, _mapping(content.get("hyper_parameters")))
@@ -95,11 +101,11 @@ def export_backbone(checkpoint: str | Path, path: str | Path, to: str = "safeten
         write_atomically(path, lambda file: file.write(graph))
     else:
         save_backbone(weights, path, about)
-    others = Counter(key.partition(".")[0] for key in named if not key.startswith("backbone."))
+    others = Counter(key.partition(".")[0] for key in named if not key.startswith(prefix))
     counts = ", ".join(f"{count} of the {name}" for name, count in others.items()) or "none"
     rank_zero_info(
         f"Wrote the {len(weights)} tensors of the backbone in {checkpoint} to {path}, without the "
-        f"prefix 'backbone.'. Left out, as pretraining alone uses them: {counts}."
+        f"prefix '{prefix}'. Left out, as pretraining alone uses them: {counts}."
     )
     return Exported(network, about, [weight.shape for weight in weights.values()], dict(others))
 

@@ -19,17 +19,18 @@ class BackboneWriter(Callback):
 
     Args:
         filename: Name of the file.
+        teacher: Write the teacher's backbone, where there is a teacher.
 
     Raises:
         ValueError: If it is a path, or does not end in ``.safetensors``.
     """
 
-    def __init__(self, filename: str = "backbone.safetensors") -> None:
+    def __init__(self, filename: str = "backbone.safetensors", teacher: bool = False) -> None:
         if Path(filename).name != filename or Path(filename).suffix != ".safetensors":
             raise ValueError(
                 f"Expected `backbone.filename` to be a NAME.safetensors, but got {filename!r}."
             )
-        self.filename = filename
+        self.filename, self.teacher = filename, teacher
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file on rank 0; a full disk does not fail the fit."""
@@ -39,6 +40,6 @@ class BackboneWriter(Callback):
         path = Path(kept[0].dirpath or "") / self.filename
         method: Any = pl_module
         try:
-            method.save_backbone(path)
+            method.save_backbone(path, teacher=self.teacher)
         except OSError as error:
             rank_zero_warn(f"The backbone cannot be written to {path}: {error}.")

@@ -38,9 +38,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="folder of a run, or a checkpoint")
     parser.add_argument("--to", required=True, help="torchvision, timm, safetensors or onnx")
     parser.add_argument("--out", type=Path, help="the file; by default beside the checkpoint")
+    parser.add_argument("--teacher", action="store_true", help="the teacher's backbone")
 
 
-def export(run: Path, to: str, out: Path | None = None) -> Path:
+def export(run: Path, to: str, out: Path | None = None, teacher: bool = False) -> Path:
     """Write the backbone of a run for another library, and a card beside it, ``FILE.md``.
 
     Args:
@@ -49,20 +50,22 @@ def export(run: Path, to: str, out: Path | None = None) -> Path:
             `duality_ssl.networks.weights.export_backbone`.
         out: The file; by default ``backbone-torchvision.pth``, ``backbone-timm.safetensors``,
             ``backbone.safetensors`` or ``backbone.onnx`` beside the checkpoint, with ``-best`` for
-            ``best.ckpt``.
+            ``best.ckpt`` and ``-teacher`` for the teacher.
+        teacher: Write the teacher's backbone, and the scores of a test of it.
 
     Returns:
         The file.
 
     Raises:
         FileNotFoundError: If there is no such run.
-        ValueError: If the checkpoint is damaged, or the library has no network for the weights.
+        ValueError: If the checkpoint is damaged or has no teacher to write, or the library has no
+            network for the weights.
     """
     checkpoint = read_checkpoint(find_checkpoint(str(run)), of_fit=False)
-    path = out or checkpoint.path.parent / _default_name(to, checkpoint.path.stem)
-    scores, config = _scores(checkpoint), run_of(checkpoint.path) / CONFIG
+    path = out or checkpoint.path.parent / _default_name(to, checkpoint.path.stem, teacher)
+    scores, config = _scores(checkpoint, teacher), run_of(checkpoint.path) / CONFIG
     options = flatten(read_config(config)[1]) if config.is_file() else {}
-    exported = export_backbone(checkpoint.path, path, to)
+    exported = export_backbone(checkpoint.path, path, to, teacher)
     parts = [
         f"# {' '.join(exported.network.name.split())}, pretrained without labels",
         _facts(exported, checkpoint, path, options.get("data.source")),
@@ -77,9 +80,9 @@ def export(run: Path, to: str, out: Path | None = None) -> Path:
     return path
 
 
-def _default_name(to: str, checkpoint: str) -> str:
+def _default_name(to: str, checkpoint: str, teacher: bool) -> str:
     library = f"-{to}" if to in ("torchvision", "timm") else ""
-    mark = "" if checkpoint == "last" else f"-{checkpoint}"
+    mark = ("-teacher" if teacher else "") + ("" if checkpoint == "last" else f"-{checkpoint}")
     return f"backbone{library}{mark}{SUFFIXES.get(to, ('',))[0]}"
 
 
@@ -150,10 +153,10 @@ def _loading(network: Network, file: str, to: str) -> str:
     return "\n".join(lines)
 
 
-def _scores(checkpoint: Checkpoint) -> str:
+def _scores(checkpoint: Checkpoint, teacher: bool) -> str:
     """The tables of the offline and of the last online scores; says what is not there."""
     path = checkpoint.path
-    mark = "" if path.stem == "last" else f"-{path.stem}"
+    mark = ("-teacher" if teacher else "") + ("" if path.stem == "last" else f"-{path.stem}")
     evaluation = path.with_name(f"evaluation{mark}.json")
     if not evaluation.is_file():
         said = "There is no offline evaluation: `duality-ssl test` writes one."

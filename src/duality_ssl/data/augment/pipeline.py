@@ -108,3 +108,22 @@ class Augmentation:
 def chunk_size(values: int) -> int:
     """How many samples of so many values a CPU takes at a time: several temporaries are cached."""
     return 1 if values > 2**17 else 2**19 // values
+
+
+@torch.no_grad()
+def plain(
+    images: Tensor,
+    image_size: int,
+    channels: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Tensor:
+    """Normalize images ``(N, C, H, W)`` of uint8; resize them, and repeat grey, where needed."""
+    height, width = images.shape[2:]
+    images = images.float().div_(255)
+    if (height, width) != (image_size, image_size):
+        whole = torch.tensor([[0, 0, height, width]]).expand(len(images), 4)
+        images = Resampling(whole, image_size, None, images.device)(images)
+    if images.shape[1] < channels:
+        images = images.repeat(1, channels, 1, 1)
+    return normalize(images, mean, std)
