@@ -1,6 +1,7 @@
 """CPLearn: samples are assigned to random codes, all codes equally often."""
 
 from torch import Tensor
+from torch.linalg import vecdot
 
 from duality_ssl.criteria.base import Criterion, check_positive
 from duality_ssl.distributed import SINGLE, Group
@@ -66,9 +67,9 @@ class CPLearn(Criterion):
         log_p1, log_p2 = ((z @ codes / self.temperature).log_softmax(dim=1) for z in (z1, z2))
         p1, p2 = log_p1.exp(), log_p2.exp()
         divergence = (divergence_from_uniform(p1, group) + divergence_from_uniform(p2, group)) / 2
-        invariance = -group.mean((p1 * log_p2 + p2 * log_p1).sum(dim=1)) / 2
+        invariance = -group.mean(vecdot(p1, log_p2) + vecdot(p2, log_p1)) / 2
         loss = divergence + self.invariance * invariance
         return {"loss": loss, "divergence": divergence, "invariance": invariance}
 
     def memory(self, n: int, d: int) -> int:
-        return 2 * 2 * n * d + 8 * n * self.num_codes + 2 * d * self.num_codes
+        return 2 * 2 * n * d + 9 * n * self.num_codes + d * self.num_codes

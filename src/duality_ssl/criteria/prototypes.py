@@ -1,5 +1,6 @@
 """Criteria that predict another view's assignment to prototypes: SwAV and DINO."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -75,26 +76,26 @@ class SwAV(Criterion):
         if step < self.frozen_steps:  # in the graph, or distributed data parallel misses them
             prototypes = prototypes.detach() + 0 * prototypes
         rows = [normalize_rows(z) for z in views]
-        scores = [u @ prototypes.T for u in rows]
+        logits = [u @ prototypes.T / self.temperature for u in rows]
+        n = len(rows[0])
         with torch.no_grad():
-            balanced = [*scores[:2]]
-            if self._queue_is_full(step, group.world_size * len(rows[0])):
-                own = self.queued[:, group.rank :: group.world_size].to(prototypes)
-                balanced = [
-                    torch.cat([s, z @ prototypes.T]) for s, z in zip(balanced, own, strict=True)
-                ]
-            codes = [sinkhorn(s / self.epsilon, self.iterations, group) for s in balanced]
+            scores = logits[:2]
+            if self._queue_is_full(step, group.world_size * n):
+                earlier = self.queued[:, group.rank :: group.world_size].to(prototypes)
+                more = earlier @ prototypes.T / self.temperature
+                scores = [torch.cat(each) for each in zip(scores, more, strict=True)]
+            sharpness = self.temperature / self.epsilon
+            codes = [sinkhorn(s * sharpness, self.iterations, group)[:n] for s in scores]
             if self.training and self.queue and step >= self.queue_start:
                 new = torch.stack([group.all_gather(u) for u in rows[:2]])
                 self.queued.copy_(torch.cat([new, self.queued], dim=1)[:, : self.queue])
-        logits = [s / self.temperature for s in scores]
-        return _swapped_prediction([q[: len(rows[0])] for q in codes], logits, group)
+        return _swapped_prediction(codes, logits, group)
 
     def _queue_is_full(self, step: int, n: int) -> bool:
         return self.queue > 0 and (step - self.queue_start) * n >= self.queue
 
     def memory(self, n: int, d: int) -> int:
-        return 2 * 3 * n * d + 8 * n * self.num_prototypes + 3 * self.num_prototypes * d
+        return 2 * 3 * n * d + 6 * n * self.num_prototypes + 2 * self.num_prototypes * d
 
 
 class DINO(Criterion):
@@ -199,18 +200,17 @@ class DINO(Criterion):
         moved = self._center.lerp(mean.to(self._center.dtype), 1 - self.center_momentum)
         self.center.copy_(self.center + (moved - self.center) / self._calls)
 
-    def memory(self, n: int, d: int) -> int:
-        return 8 * 2 * n * d
-
 
 def _swapped_prediction(
     codes: Sequence[Tensor], logits: Sequence[Tensor], group: Group
 ) -> dict[str, Tensor]:
     """Cross-entropy of codes w and logits v, a mean over all pairs ``v != w`` and all samples."""
-    losses = []
-    for v, logit in enumerate(logits):
-        if others := [q for w, q in enumerate(codes) if w != v]:
-            losses.append(F.cross_entropy(logit, torch.stack(others).sum(dim=0)))
+    losses = [
+        F.cross_entropy(logit, functools.reduce(torch.add, others))
+        for v, logit in enumerate(logits)
+        if (others := [q for w, q in enumerate(codes) if w != v])
+    ]
     loss = group.mean(torch.stack(losses).sum() / (len(codes) * (len(logits) - 1)))
-    entropy = group.mean(torch.special.entr(torch.stack([*codes])).sum(dim=2))
+    entropies = torch.stack([torch.special.entr(q).sum(dim=1).mean() for q in codes])
+    entropy = group.mean(entropies)
     return {"loss": loss, "entropy": entropy, "divergence": loss - entropy}
