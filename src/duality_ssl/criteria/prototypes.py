@@ -127,8 +127,8 @@ class DINO(Criterion):
 
     Example:
         >>> criterion, z = DINO(dimensions=4), torch.eye(4)
-        >>> criterion(z, z, targets=(z, z), step=0)["loss"].round(decimals=4)
-        tensor(0.0001)
+        >>> criterion(z, z, targets=(z, z), step=0)["entropy"].round(decimals=3)  # sharp targets
+        tensor(0.)
         >>> criterion.center
         tensor([0.0250, 0.0250, 0.0250, 0.0250])
     """

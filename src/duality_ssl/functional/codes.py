@@ -14,8 +14,8 @@ def random_codes(dimensions: int, num_codes: int, seed: int) -> Tensor:
 
     Example:
         >>> random_codes(2, 3, seed=0)
-        tensor([[-1,  1, -1],
-                [ 1,  1,  1]], dtype=torch.int8)
+        tensor([[-1,  1,  1],
+                [-1,  1,  1]], dtype=torch.int8)
     """
     generator = torch.Generator().manual_seed(seed)
     bits = torch.randint(2, (dimensions, num_codes), generator=generator, dtype=torch.int8)
