@@ -31,7 +31,7 @@ class SwAV(Criterion):
         temperature: :math:`\tau`, positive.
         epsilon: :math:`\epsilon`, positive; the smaller, the closer to one prototype a sample.
         iterations: Iterations of Sinkhorn-Knopp.
-        queue: Embeddings of earlier batches, of each large view, that assignments are balanced
+        queue: Embeddings of the batches before, of each large view, that assignments are balanced
             over as well: useful where a batch has few samples for each prototype.
         queue_start: Optimizer steps before the queue is filled; it is used once it is full.
         frozen_steps: Optimizer steps in which the prototypes have a gradient of zero. Only their
