@@ -92,6 +92,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         words = ["fit", "-c", "configs/data/digits.yaml", "--model", "VICReg", *both]
         main([*shortened(words), "--trainer.log_every_n_steps", "1"])
         main(["predict", "--ckpt_path", str(RUN)])
+        main(shortened(["fit", "-c", "configs/data/digits.yaml", "--model", "BYOL"]))
         words = [
             "fit",
             "-c",
