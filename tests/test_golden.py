@@ -133,6 +133,24 @@ RESOLVED: dict[str, dict[str, Any]] = {
         "model.init_args.teacher_momentum": 0.99,
         "model.init_args.temperature": 1.0,
     },
+    "methods/cplearn.yaml": {  # Sansone et al.'s YAML for CIFAR-10
+        "model.init_args.num_codes": 16384,
+        "model.init_args.invariance": 1,
+    },
+    "methods/swav.yaml": {  # Caron et al., main_swav.py
+        "model.init_args.num_prototypes": 3000,
+        "model.init_args.temperature": 0.1,
+        "model.init_args.epsilon": 0.05,
+        "model.init_args.iterations": 3,
+        "model.init_args.frozen_steps": 313,
+    },
+    "methods/dino.yaml": {  # Caron et al., main_dino.py; the temperatures of ResNet-50
+        "model.init_args.temperature": 0.1,
+        "model.init_args.teacher_temperature": 0.04,
+        "model.init_args.center_momentum": 0.9,
+        "model.init_args.teacher_momentum": 0.996,
+        "model.init_args.frozen_epochs": 1,
+    },
     "experiments/imagenet_vicreg.yaml": {
         **IMAGENET,
         "model.class_path": "duality_ssl.VICReg",

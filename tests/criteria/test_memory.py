@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.criteria_cases import build
+from helpers.criteria_cases import build, make_inputs
 from torch import Tensor
 
 from duality_ssl import criteria
@@ -27,9 +27,10 @@ def step(criterion: Any, n: int, d: int) -> Callable[[], object]:
     """Forward and backward, with the gradients of the embeddings held at the end."""
     generator = torch.Generator().manual_seed(0)
     views = [torch.randn(n, d, generator=generator).requires_grad_() for _ in range(2)]
+    inputs = make_inputs(criterion, views[0])
 
     def run() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(criterion(*views)["loss"], views)
+        return torch.autograd.grad(criterion(*views, **inputs)["loss"], views)
 
     run()  # what is allocated once is not the criterion's
     return run
@@ -88,3 +89,21 @@ def test_a_logsumexp_never_holds_its_matrix(
     peak_memory: Callable[[Callable[[], object]], int],
 ) -> None:
     assert peak_memory(step(criterion(), n, d)) < 12 * MIB < max(n, d) ** 2 * FLOAT / 5
+
+
+@pytest.mark.parametrize(
+    ("criterion", "n", "d"),
+    [
+        pytest.param(criteria.CPLearn(256, num_codes=2048), 64, 256, id="CPLearn"),
+        pytest.param(criteria.CPLearn(32, num_codes=2048), 256, 32, id="CPLearn-batch"),
+        pytest.param(criteria.SwAV(64, frozen_steps=0), 128, 64, id="SwAV"),
+        pytest.param(criteria.DINO(4096), 64, 4096, id="DINO"),
+    ],
+)
+def test_memory_of_codes_and_prototypes_is_estimated(
+    criterion: criteria.Criterion,
+    n: int,
+    d: int,
+    peak_memory: Callable[[Callable[[], object]], int],
+) -> None:
+    assert 0.7 < peak_memory(step(criterion, n, d)) / (FLOAT * criterion.memory(n, d)) < 1.4

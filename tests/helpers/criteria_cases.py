@@ -6,18 +6,30 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import references, references_contrast, references_statistics
+from helpers import (
+    references,
+    references_contrast,
+    references_prototypes,
+    references_statistics,
+    references_step,
+)
 from torch import Tensor, nn
 
 from duality_ssl import criteria
 from duality_ssl.criteria import Criterion
 from duality_ssl.distributed import SINGLE, Group
 
-references.CRITERIA |= references_contrast.CRITERIA | references_statistics.CRITERIA
+for part in (references_contrast, references_prototypes, references_statistics, references_step):
+    references.CRITERIA |= part.CRITERIA
 
 # The covariance of N <= D samples cannot be inverted; tests/criteria/test_whitening.py has it.
 NEED_MORE_SAMPLES = {"WMSE"}
-FEW = {"LeJEPA": {"directions": 12}, "VISReg": {"directions": 12}}  # more take longer, no more
+FEW = {  # more take longer, no more
+    "CPLearn": {"num_codes": 24},
+    "LeJEPA": {"directions": 12},
+    "SwAV": {"num_prototypes": 12},
+    "VISReg": {"directions": 12},
+}
 EXPORTED = [
     name
     for name in sorted({*criteria.__all__} - NEED_MORE_SAMPLES)
@@ -51,7 +63,7 @@ class WithInputs(nn.Module):
 
     def forward(self, *views: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
         z = views[0]
-        if not isinstance(z, Tensor) or z.ndim != 2 or not z.is_floating_point():
+        if not isinstance(z, Tensor) or z.ndim != 2 or 0 in z.shape or not z.is_floating_point():
             return self.built(torch.zeros(2, 2))(*views, group=group)  # which refuses them
         criterion = self.built(z)
         key = *z.shape, z.dtype, group.rank, group.world_size

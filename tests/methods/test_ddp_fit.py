@@ -170,8 +170,13 @@ def test_weights_heads_and_metrics(
         {"method": "BYOL", "predictor": "d", "teacher_momentum": 0.5, "base_lr": 3.0},
         {"method": "SimSiam", "predictor": "d", "base_lr": 8.0},
         {"method": "SimSiam", "predictor": "d", "base_lr": 8.0, "stop_gradient": False},
+        {"method": "SwAV", "num_prototypes": 9, "frozen_steps": 2, "queue": 70, "base_lr": 1.0},
+        {"method": "DINO", "projector": "16-12", "frozen_epochs": 0, "base_lr": 1.0},
     ],
-    ids=["teacher", "stopped gradient", "gradient through the targets"],
+    ids=[
+        *("teacher", "stopped gradient", "gradient through the targets"),
+        *("trained prototypes and a queue", "centre of the targets"),
+    ],
 )
 def test_targets(two: Processes, options: dict[str, Any]) -> None:
     """A predictor without batch norm: that of a process sees its own rows only."""

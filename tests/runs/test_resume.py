@@ -13,7 +13,7 @@ from helpers.resume_stubs import unequal
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 
-from duality_ssl import BYOL, VICReg
+from duality_ssl import BYOL, DINO, SwAV, VICReg
 from duality_ssl.callbacks import (
     BestCheckpoint,
     CollapseGuard,
@@ -103,6 +103,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "teacher": {
         **{"method": BYOL, "network": {"predictor": "12-d", "teacher_momentum": 0.5}},
         **{"accumulate_grad_batches": 2, "every_n_steps": 2},
+    },
+    "centre of the targets": {"method": DINO, "accumulate_grad_batches": 2, "every_n_steps": 2},
+    "queue": {
+        **{"method": SwAV, "network": {"num_prototypes": 12, "queue": 24, "frozen_steps": 2}},
+        "every_n_steps": 2,
     },
     "rows every 4 steps": {"log_every_n_steps": 4, "every_n_steps": 3},
     "validation every 2 epochs": {"check_val_every_n_epoch": 2, "every_n_steps": None},

@@ -8,8 +8,10 @@ from duality_ssl.criteria.base import Criterion
 from duality_ssl.criteria.coding_rate import TCR
 from duality_ssl.criteria.contrastive import DCL, MoCoV3, SimCLR, SpectralContrastive
 from duality_ssl.criteria.corinfomax import CorInfoMax
+from duality_ssl.criteria.cplearn import CPLearn
 from duality_ssl.criteria.frossl import FroSSL
 from duality_ssl.criteria.mmcr import MMCR
+from duality_ssl.criteria.prototypes import DINO, SwAV
 from duality_ssl.criteria.regression import Regression
 from duality_ssl.criteria.sliced import LeJEPA, VISReg
 from duality_ssl.criteria.supervised import NSCL, SupCon
@@ -18,11 +20,13 @@ from duality_ssl.criteria.whitening import WMSE
 
 __all__ = [
     "DCL",
+    "DINO",
     "MMCR",
     "NSCL",
     "TCR",
     "WMSE",
     "BarlowTwins",
+    "CPLearn",
     "CorInfoMax",
     "Criterion",
     "FroSSL",
@@ -32,6 +36,7 @@ __all__ = [
     "SimCLR",
     "SpectralContrastive",
     "SupCon",
+    "SwAV",
     "VICReg",
     "VICRegCtr",
     "VICRegExp",

@@ -29,6 +29,7 @@ non-contrastive self-supervised learning*, ICLR 2023, https://arxiv.org/abs/2206
 """
 
 from duality_ssl.functional.alignment import alignment, uniformity
+from duality_ssl.functional.codes import code_temperature, divergence_from_uniform, random_codes
 from duality_ssl.functional.coding_rate import coding_rate
 from duality_ssl.functional.covariance import (
     cross_correlation,
@@ -72,6 +73,7 @@ from duality_ssl.functional.normalization import (
 from duality_ssl.functional.nuclear_norm import nuclear_norm
 from duality_ssl.functional.precision import full_precision
 from duality_ssl.functional.similarity import linear_cka, rsa
+from duality_ssl.functional.sinkhorn import sinkhorn
 from duality_ssl.functional.spectrum import alpha_req, lidar, rankme, singular_values
 from duality_ssl.functional.supervision import (
     class_logits,
@@ -87,6 +89,7 @@ __all__ = [
     "centered",
     "class_logits",
     "class_sums",
+    "code_temperature",
     "coding_rate",
     "column_fourth_norm_bounds",
     "contrast_logits",
@@ -96,6 +99,7 @@ __all__ = [
     "dimension_contrastive",
     "dimension_contrastive_bounds",
     "dimension_gram",
+    "divergence_from_uniform",
     "epps_pulley",
     "fourth_norms",
     "full_precision",
@@ -111,6 +115,7 @@ __all__ = [
     "nuclear_norm",
     "project_to_ball",
     "quantile_distances",
+    "random_codes",
     "rankme",
     "row_fourth_norm_bounds",
     "rsa",
@@ -119,6 +124,7 @@ __all__ = [
     "sample_gram",
     "sample_logsumexp",
     "singular_values",
+    "sinkhorn",
     "squared_correlation",
     "squared_covariance",
     "standardize_columns",

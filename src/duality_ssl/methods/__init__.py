@@ -1,17 +1,22 @@
 """Methods: each is its criterion and `JointEmbedding`'s training step."""
 
+from torch.optim import Optimizer
+
 from duality_ssl import criteria
 from duality_ssl.methods.frozen import FrozenBackbone
 from duality_ssl.methods.joint_embedding import JointEmbedding
+from duality_ssl.networks.heads import Prototypes, create_prototype_head, create_tanh_head
 
 __all__ = [
     "BYOL",
     "DCL",
+    "DINO",
     "MMCR",
     "NSCL",
     "TCR",
     "WMSE",
     "BarlowTwins",
+    "CPLearn",
     "CorInfoMax",
     "FroSSL",
     "FrozenBackbone",
@@ -22,6 +27,7 @@ __all__ = [
     "SimSiam",
     "SpectralContrastive",
     "SupCon",
+    "SwAV",
     "VICReg",
     "VICRegCtr",
     "VICRegExp",
@@ -116,3 +122,26 @@ class SimSiam(
     scale=0.5,
 ):
     """Predicts the network's own embedding of the other view, its gradient stopped (SimSiam)."""
+
+
+class CPLearn(JointEmbedding, criterion=criteria.CPLearn, head=create_tanh_head):
+    """Assigns the views to the same of many random codes, and the batch to all (CPLearn)."""
+
+
+class SwAV(JointEmbedding, criterion=criteria.SwAV):
+    """Predicts the other view's balanced assignment to trained prototypes (SwAV)."""
+
+
+class DINO(
+    JointEmbedding, criterion=criteria.DINO, head=create_prototype_head, teacher_momentum=0.996
+):
+    """Predicts the teacher's centred and sharpened output for the other views (DINO)."""
+
+    criterion: criteria.DINO
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Drop the gradient of the prototypes in the first epochs."""
+        if self.current_epoch < self.criterion.frozen_epochs:
+            for layer in self.projector.modules():
+                if isinstance(layer, Prototypes):
+                    layer.weight.grad = None
