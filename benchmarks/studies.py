@@ -136,6 +136,8 @@ def blocks() -> Iterator[Block]:
         yield study(f"{name}_features", of_score(score=f"{name}_features"))
     batches = of("digits_batch_size", figure, kind="score", score=score, x="batch")
     yield study("batch_size", batches)
+    for sweep in ("fashion_mnist_batch_size", "fashion_mnist_figure_1"):
+        yield study(sweep, of(sweep, table, scores=SCORES))
     yield study("epochs", of("digits_epochs", table, scores=SCORES))
     yield study("label_free", scatter(x=LABEL_FREE, **ranked))
     yield study("label_free_table", of(first, table, kind="correlation"))
