@@ -81,7 +81,7 @@ def _draw(sweep: str, draw: Callable[..., Drawn], options: dict[str, Any]) -> Dr
 def tuning(*sweeps: str) -> str:
     """What each label-free score would have chosen while tuning, against the labelled choice.
 
-    Several sweeps may share the runs of a method: the first one names it.
+    Several sweeps may share the runs of a method: it has one line.
     """
     found = (row for sweep in sweeps for row in read_rows(rows_of(sweep)))
     rows = distinct(row for row in found if row.get("phase") == "tune")
