@@ -31,8 +31,8 @@ class LARS(Optimizer):
     every tensor of a group with ``"adapt": False``; without this key a group is adapted if and only
     if its weight decay is not zero, as in bolts.
 
-    With ``clip`` the rate of a tensor, :math:`\mathrm{lr}` times the trust ratio, becomes the smaller
-    of the two, as in LARC and in the settings of solo-learn.
+    With ``clip`` the rate of a tensor is not the product of :math:`\mathrm{lr}` and trust ratio but
+    the smaller of the two, as in LARC and in the settings of solo-learn.
 
     The trust ratios stay on the parameters' device: a step does not synchronize with it.
 
