@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 STUDIES := digits_methods fashion_mnist_methods \
-  $(addprefix digits_,figure_1 normalization similarity batch_size epochs)
+  $(addprefix digits_,vicreg_ctr figure_1 normalization similarity batch_size epochs)
 BENCHMARKS := criteria growth kernels augmentation optimizers training startup threads folders
 
 .PHONY: help demo figure-1 studies test test-slow mutants lint fit bench clean

@@ -43,6 +43,17 @@ def cross_products(a: Tensor, b: Tensor) -> Products:
     return [(a, b.T), (square := _square(a), b), (square.T, a)]
 
 
+def centroid_products(z1: Tensor, z2: Tensor) -> Products:
+    """The Gram matrix of the views' mean on the smaller side, and its gradient: 2 products."""
+    return _gram(z1 if len(z1) <= z1.shape[1] else z1.T)
+
+
+def key_products(z1: Tensor, z2: Tensor) -> Products:
+    """Each view with the other one's keys, and its gradient: 4 products."""
+    square = _square(z1)
+    return [(z1, z2.T), (square, z2), (z2, z1.T), (square, z1)]
+
+
 def row_products(z1: Tensor, z2: Tensor) -> Products:
     """``z z^T`` of each view and its gradient, whichever side is smaller: 4 products."""
     return [*_gram(z1), *_gram(z2)]
@@ -86,6 +97,11 @@ def _lightly_tcr() -> Loss:
     return loss
 
 
+def _lightly_frossl() -> Loss:
+    criterion = lightly.FroSSLLoss()
+    return lambda z1, z2: criterion([z1, z2])
+
+
 def _pairs(name: str, similarity: str, peer: Callable[[], Loss] | None = None) -> Case:
     function = {"cosine": lambda p: p, "squared": torch.square, "absolute": torch.abs}[similarity]
     return Case(
@@ -113,6 +129,15 @@ CASES: dict[str, Case] = {
         factorised=True,
         comparable=False,  # its cosines are with the mean of both views
     ),
+    "VIbCReg": Case(criteria.VIbCReg, gram_products, textbook.vibcreg),
+    "FroSSL": Case(criteria.FroSSL, gram_products, textbook.frossl, _lightly_frossl),
+    "MMCR": Case(
+        criteria.MMCR,
+        centroid_products,
+        textbook.mmcr,
+        side=lambda n, d: min(n, d),
+        factorised=True,
+    ),
     "Spectral contrastive": Case(
         criteria.SpectralContrastive,
         cross_products,
@@ -125,6 +150,9 @@ CASES: dict[str, Case] = {
     "DCL": _pairs("DCL", "cosine", lambda: lightly.DCLLoss(0.1)),
     "DCL-sq": _pairs("DCL", "squared"),
     "DCL-abs": _pairs("DCL", "absolute"),
+    "NSCL": Case(criteria.NSCL, pair_products, textbook.nscl, side=lambda n, d: 2 * n),
+    "SupCon": Case(criteria.SupCon, pair_products, textbook.supcon, side=lambda n, d: 2 * n),
+    "MoCo v3": Case(criteria.MoCoV3, key_products, textbook.mocov3, side=lambda n, d: n),
     "VICReg-exp": Case(
         criteria.VICRegExp, lambda z1, z2: row_products(z1.T, z2.T), textbook.vicreg_exp
     ),
@@ -162,7 +190,16 @@ class Step:
 def ours(case: Case) -> Loss:
     """The criterion of ``duality_ssl`` as a function that gives the loss alone."""
     criterion = case.ours()
-    return lambda z1, z2: criterion(z1, z2)["loss"]
+    make = {
+        "labels": lambda z1, z2: textbook.labels(z1),
+        "targets": textbook.targets,
+    }
+
+    def loss(z1: Tensor, z2: Tensor) -> Tensor:
+        inputs = {name: make[name](z1, z2) for name in criterion.inputs}
+        return criterion(z1, z2, **inputs)["loss"]
+
+    return loss
 
 
 def peers(name: str, n: int, d: int) -> tuple[dict[str, Loss], list[str]]:
@@ -313,7 +350,8 @@ def main() -> None:
     dense, large = ((8, 8), (16, 8)) if args.smoke else ((2048, 256), (16384, 256))
     rows = [against_dense(*dense, repeats, args.device)] if "SimCLR" in args.only else []
     rows += [alone(name, *large, repeats, args.device) for name in LARGE if name in args.only]
-    save_some("batches", rows, args)
+    if rows:
+        save_some("batches", rows, args)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from duality_ssl.data import SSLDataModule, create_source
 from duality_ssl.evaluation import Settings, evaluate
 from duality_ssl.reports import figure, table
 from duality_ssl.reports.figures import Figure
+from duality_ssl.reports.names import heading
 from duality_ssl.reports.sources import read
 from duality_ssl.reports.tables import Table
 from duality_ssl.sweeps import append_row, read_rows
@@ -35,6 +36,7 @@ RESULTS, STUDIES = ROOT / "docs" / "results.md", FIGURES / "studies.md"
 METHODS = ("VICReg", "VICReg-exp", "VICReg-ctr", "SimCLR, original", "SimCLR, tuned")
 SCORES = ["few_label_top1", "linear_top1", "knn_top1", "online_top1"]
 LABEL_FREE = ["rankme", "lidar", "alpha_req"]
+COVARIANCE = "model.covariance"
 
 Drawn = Figure | Table | str
 
@@ -64,14 +66,21 @@ def of(sweep: str, draw: Callable[..., Drawn], **options: Any) -> Callable[[], D
 
 
 def _draw(sweep: str, draw: Callable[..., Drawn], options: dict[str, Any]) -> Drawn:
-    rows = sorted(read([rows_of(sweep)]), key=lambda row: [*map(str, row["cell"].values())])
-    return draw(rows, **options)
+    axes = yaml.safe_load((CONFIGS / "sweeps" / f"{sweep}.yaml").read_text())["axes"]
+    places = {name: {label: place for place, label in enumerate(axes[name])} for name in axes}
+
+    def place(row: dict[str, Any]) -> list[int]:
+        """Where a row stands in the file of its sweep; raw pixels stand below."""
+        return [places[axis].get(label, len(places[axis])) for axis, label in row["cell"].items()]
+
+    return draw(sorted(read([rows_of(sweep)]), key=place), **options)
 
 
 def tuning(sweep: str) -> str:
     """What each label-free score would have chosen while tuning, against the labelled choice."""
     rows = [row for row in read_rows(rows_of(sweep)) if row.get("phase") == "tune"]
-    lines = [["", "chosen", "5 labels", *LABEL_FREE], ["---", "---", *["---:"] * 4]]
+    lines = [["Method", "Chosen", "5 labels a class", *map(heading, LABEL_FREE)]]
+    lines += [["---", "---", *["---:"] * 4]]
     for method in dict.fromkeys(row["cell"]["method"] for row in rows):
         group = [row for row in rows if row["cell"]["method"] == method]
         choices = [choose(group, score, "few_label_top1") for score in LABEL_FREE]
@@ -95,6 +104,8 @@ def blocks() -> Iterator[Block]:
     for data in ("digits", "fashion_mnist"):
         sweep = f"{data}_methods"
         yield Block(RESULTS, data, of(sweep, table, scores=[*SCORES, "rankme"]))
+    weights = of("digits_vicreg_ctr", table, kind="pivot", score=SCORES[0], column=COVARIANCE)
+    yield Block(RESULTS, "vicreg_ctr", weights)
     study = partial(Block, STUDIES)
     first = "digits_figure_1"
     panels: dict[str, Any] = {"x": "d", "panel": "projector", "order": METHODS}

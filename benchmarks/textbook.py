@@ -77,6 +77,27 @@ def tcr(z1: Tensor, z2: Tensor) -> Tensor:
     return -sum(rates) / 2 - 100 * F.cosine_similarity(z1, z2).mean()
 
 
+def vibcreg(z1: Tensor, z2: Tensor) -> Tensor:
+    """Return VIbCReg, https://github.com/ML4ITS/vibcreg (losses.py)."""
+    hinges = [torch.relu(1 - torch.sqrt(z.var(dim=0) + 1e-4)).mean() for z in (z1, z2)]
+    correlations = [F.normalize(z - z.mean(dim=0), dim=0) for z in (z1, z2)]
+    squares = sum(off_diagonal(h.T @ h).square().sum() / h.shape[1] ** 2 for h in correlations)
+    return 25 * F.mse_loss(z1, z2) + 25 * sum(hinges) + 200 * squares
+
+
+def mmcr(z1: Tensor, z2: Tensor) -> Tensor:
+    """Return MMCR, https://github.com/ThomasYerxa/mmcr (loss_mmcr.py), by singular values."""
+    return -torch.linalg.svdvals((F.normalize(z1) + F.normalize(z2)) / 2).sum()
+
+
+def frossl(z1: Tensor, z2: Tensor) -> Tensor:
+    """Return FroSSL on the side of the dimensions, as in its paper."""
+    y1, y2 = F.normalize(z1, dim=0), F.normalize(z2, dim=0)
+    covariances = [y.T @ y for y in (y1, y2)]
+    norms = sum(2 * torch.log(c.norm() / c.trace()) for c in covariances)
+    return norms + (y1 - y2).square().sum() / len(z1)
+
+
 def spectral_contrastive(z1: Tensor, z2: Tensor) -> Tensor:
     """Return SCL, https://github.com/jhaochenz/spectral_contrastive_learning, its ball included."""
     inside1, inside2 = ((z.norm(dim=1, keepdim=True) < 1).to(z.dtype) for z in (z1, z2))
@@ -103,6 +124,50 @@ def dcl(
     positives = logits.gather(1, partner[:, None])
     negatives = logits.scatter(1, partner[:, None], -torch.inf)
     return (torch.logsumexp(negatives, dim=1) - positives.squeeze(1)).mean()
+
+
+def nscl(z1: Tensor, z2: Tensor) -> Tensor:
+    """Return NSCL: the log-sum-exp of that matrix without the samples of the class."""
+    logits, partner = _all_pairs(z1, z2, lambda products: products, 0.1)
+    classes = labels(z1).repeat(2)
+    negatives = logits.masked_fill(classes[:, None] == classes, -torch.inf)
+    positives = logits.gather(1, partner[:, None])
+    return (torch.logsumexp(negatives, dim=1) - positives.squeeze(1)).mean()
+
+
+def supcon(z1: Tensor, z2: Tensor) -> Tensor:
+    """Return SupCon, https://github.com/HobbitLong/SupContrast (losses.py), base = temperature."""
+    n = len(z1)
+    h = F.normalize(torch.cat([z1, z2]))
+    logits = h @ h.T / 0.1
+    classes = labels(z1).repeat(2)
+    itself = torch.eye(2 * n, dtype=torch.bool, device=h.device)
+    positives = ((classes[:, None] == classes) & ~itself).to(h.dtype)
+    others = torch.logsumexp(logits.masked_fill(itself, -torch.inf), dim=1, keepdim=True)
+    return -((positives * (logits - others)).sum(dim=1) / positives.sum(dim=1)).mean()
+
+
+def mocov3(z1: Tensor, z2: Tensor) -> Tensor:
+    """Return MoCo v3, https://github.com/facebookresearch/moco-v3 (moco/builder.py)."""
+    t1, t2 = targets(z1, z2)
+    return _contrast_with_keys(z1, t2) + _contrast_with_keys(z2, t1)
+
+
+def _contrast_with_keys(queries: Tensor, keys: Tensor, temperature: float = 1.0) -> Tensor:
+    logits = F.normalize(queries) @ F.normalize(keys).T / temperature
+    own = torch.arange(len(queries), device=queries.device)
+    return F.cross_entropy(logits, own) * (2 * temperature)
+
+
+def labels(z: Tensor) -> Tensor:
+    """Classes of the rows: as many rows each, of up to 100 classes."""
+    n = len(z)
+    return torch.arange(n, device=z.device) % min(100, n // 2)
+
+
+def targets(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+    """Targets of two views: the views themselves, without gradient."""
+    return z1.detach(), z2.detach()
 
 
 def _all_pairs(

@@ -21,7 +21,7 @@ ALLOWED = {  # besides `_internals`
     "optim": set(),
     "_internals": set(),
     "functional": {"distributed"},
-    "criteria": {"functional", "distributed"},
+    "criteria": {"functional", "distributed", "randomness"},
     "networks": {"distributed", "files", "registry"},
     "data": {"distributed", "randomness", "registry"},
     "evaluation": {"data", "functional"},

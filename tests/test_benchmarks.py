@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import references
+from helpers import references, references_statistics
 from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
 PAGE = ROOT / "docs" / "benchmarks.md"
-PARTS = {"measure", "render", "studies", "targets", "textbook", "vicreg_ctr"}
+PARTS = {"measure", "render", "studies", "targets", "textbook"}
 SCRIPTS = sorted({path.stem for path in FOLDER.glob("*.py")} - PARTS)
 FLOATS = 2**18  # 1 MiB in float32
 
@@ -204,6 +204,13 @@ def textbook_cases() -> dict[str, tuple[str, dict[str, Any], Callable[..., float
             references.barlow_twins,
         ),
         "tcr": ("tcr", {"invariance": 100, "distortion": 0.2}, references.tcr),
+        "vibcreg": (
+            "vibcreg",
+            {**vicreg, "covariance": 200},
+            references_statistics.vibcreg,
+        ),
+        "mmcr": ("mmcr", {"compactness": 0}, references_statistics.mmcr),
+        "frossl": ("frossl", {"invariance": 1}, references_statistics.frossl),
         "spectral": ("spectral_contrastive", {"mu": 1.0}, references.spectral_contrastive),
         "simclr": ("simclr", {"temperature": 0.15, **same}, references.simclr),
         "dense": ("simclr_dense", {"temperature": 0.15, **same}, references.simclr),
@@ -265,6 +272,7 @@ def test_a_disagreement_ends_the_run(
         ("Spectral contrastive", 3, 4),
         ("SimCLR", 7, 7 * 4),
         ("DCL-sq", 7, 7 * 4),
+        ("MoCo v3", 4, 4 * 4),
         ("VICReg-exp", 4 * 4, 4),
         ("VICReg-ctr", 4, 4 * 4),
     ],

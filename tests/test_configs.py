@@ -81,6 +81,24 @@ def test_configs_merge_in_any_order(
     assert config["data"]["source"] == "digits"
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["-c", "data/digits.yaml", "--model", "BYOL"], ("4096-d", 0.99)),
+        (["-c", "data/digits.yaml", "-c", "methods/byol.yaml"], ("4096-d", 0.99)),
+        (["-c", "methods/byol.yaml", "-c", "methods/vicreg.yaml"], (None, None)),
+        (["-c", "methods/byol.yaml", "--model=VICReg"], (None, None)),
+    ],
+    ids=["option", "config", "other config", "other option"],
+)
+def test_defaults_are_those_of_the_method_that_is_named_last(
+    words: list[str], expected: tuple[Any, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(CONFIGS / word) if word.endswith(".yaml") else word for word in words]
+    model = parse(capsys, *given)["model"]["init_args"]
+    assert (model["predictor"], model["teacher_momentum"]) == expected
+
+
 @pytest.mark.parametrize("data", ["digits", "cifar10", "imagenet"])  # AdamW, SGD, LARS
 @pytest.mark.filterwarnings("error")
 def test_transformer_recipe_replaces_the_optimizer_of_the_data(
@@ -93,6 +111,9 @@ def test_transformer_recipe_replaces_the_optimizer_of_the_data(
     assert "momentum" not in model["optimizer"]["init_args"]
     assert (model["base_lr"], model["weight_decay"]) == (1.5e-4, 0.1)
     assert config["trainer"]["gradient_clip_val"] == 1
+
+
+WHITENED = {"wmse": ("--model.projector", "64-16", "--model.w_size", "32")}  # more than 16 samples
 
 
 @pytest.mark.parametrize(
@@ -111,6 +132,7 @@ def test_every_method_and_offline_set_trains(
             *("fit", "-c", str(method), "-c", str(data)),
             *("-c", str(CONFIGS / "hardware/cpu.yaml")),
             *("--trainer.fast_dev_run", "true", "--data.batch_size", "32"),
+            *WHITENED.get(method.stem, ()),
         ]
     )
     assert not Path("runs").exists()

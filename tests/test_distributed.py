@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from duality_ssl import distributed
+from duality_ssl.criteria import NSCL, WMSE, CorInfoMax
 from duality_ssl.distributed import SINGLE, Group, process_group
 from duality_ssl.functional._kernels import dispatch, logsumexp
 
@@ -162,6 +163,44 @@ def test_processes_are_one(
         assert_one(result, expected, rtol_values, rtol_grads)
 
 
+def _remembered(world: int) -> dict[str, Tensor]:
+    """The state after two steps of this process's rows."""
+    criterion, group = CorInfoMax(TALL), process_group()
+    own = group.own(world * ROWS // group.world_size)
+    z1, z2 = (z[own] for z in global_batch(TALL, world=world))
+    criterion(z1, z2, group=group)
+    criterion(z2, -z1, group=group)
+    return criterion.state_dict()
+
+
+def test_processes_remember_what_one_does(worlds: Processes) -> None:
+    expected = _remembered(worlds.world)
+    states = worlds.run(_remembered, worlds.world)
+    for state in states:
+        torch.testing.assert_close(state, expected, rtol=1e-12, atol=1e-14)
+        assert all(torch.equal(state[name], states[0][name]) for name in state)
+
+
+def _whitened(w_size: int | None, world: int) -> tuple[float, Tensor]:
+    """Value, and the gradient in this process's rows as data parallel averages it."""
+    group = process_group()
+    own = group.own(world * ROWS // group.world_size)
+    z1, z2 = (z[own].clone().requires_grad_() for z in global_batch(TALL, world=world))
+    loss = WMSE(w_size)(z1, z2, step=5, group=group)["loss"]
+    (gradient,) = torch.autograd.grad(loss, z1)
+    return loss.item(), gradient / group.world_size
+
+
+@pytest.mark.parametrize("w_size", [None, ROWS], ids=["whole batch", "sub-batches"])
+def test_whitening_processes_are_one(worlds: Processes, w_size: int | None) -> None:
+    """Random sub-batches have rows of all processes."""
+    value, gradient = _whitened(w_size, worlds.world)
+    results = worlds.run(_whitened, w_size, worlds.world)
+    assert [loss for loss, _ in results] == pytest.approx([value] * worlds.world, rel=1e-12)
+    got = torch.cat([grad for _, grad in results])
+    torch.testing.assert_close(got, gradient, rtol=1e-10, atol=1e-12)
+
+
 def _compiled_step(name: str, dimensions: int) -> Result:
     choose(KERNELS)
     model = DistributedDataParallel(small_net(dimensions).double())
@@ -308,8 +347,10 @@ def test_processes_share_the_work(
     assert nothing_sent == 0
     rows = batch // worlds.world
     for flops, largest in worlds.run(_flops, name, arguments, dimensions, rows):
-        assert flops <= alone / worlds.world
-        if name in ("VICReg", "BarlowTwins", "TCR", "SpectralContrastive"):
+        # each process computes the eigenvectors' products of the smaller side
+        eigenvectors = 4 * min(batch, dimensions) ** 3 if name == "MMCR" else 0
+        assert flops <= alone / worlds.world + eigenvectors
+        if name in ("VICReg", "VIbCReg", "FroSSL", "BarlowTwins", "TCR", "SpectralContrastive"):
             assert largest == dimensions * min(batch, dimensions)
         else:  # an exponential has no second side
             assert largest <= 2 * batch * dimensions
@@ -353,6 +394,49 @@ def test_known_failures_are_found(
             assert result[0] == pytest.approx(expected[0])
         with pytest.raises(AssertionError):
             assert_one(result, expected, 1e-12, 1e-10)
+
+
+class _OwnSlice(Group):
+    """A group whose gather gives a gradient to this process's own slice only."""
+
+    def gather(self, x: Tensor) -> Tensor:
+        gathered = self.all_gather(x)
+        return torch.cat([gathered[: self.own(len(x)).start], x, gathered[self.own(len(x)).stop :]])
+
+
+def _own_slice_step(name: str, dimensions: int) -> Result:
+    choose(FORMULA)
+    model = DistributedDataParallel(small_net(dimensions).double())
+    criterion, group = build(name), _OwnSlice(*process_group())
+    return _step(model, lambda *z: criterion(*z, group=group), *map(mine, global_batch()))
+
+
+@pytest.mark.parametrize("name", ["NSCL", "SupCon"])
+def test_a_gather_with_its_own_slices_gradient_is_found(processes: Processes, name: str) -> None:
+    """The gather of public code: the value is right, the gradient is not."""
+    expected = _step(small_net(TALL).double(), build(name), *global_batch())
+    for result in processes.run(_own_slice_step, name, TALL):
+        assert result[0] == pytest.approx(expected[0])
+        with pytest.raises(AssertionError):
+            assert_one(result, expected, 1e-12, 1e-10)
+
+
+def _one_class_on_this_process(labels: list[int]) -> str:
+    z1, z2 = map(mine, global_batch())
+    try:
+        NSCL()(z1, z2, group=process_group(), labels=mine(torch.tensor(labels)))
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def test_classes_are_counted_over_the_processes(processes: Processes) -> None:
+    each_another = [0] * ROWS + [1] * ROWS
+    assert processes.run(_one_class_on_this_process, each_another) == ["no error"] * 2
+    for said in processes.run(_one_class_on_this_process, [1] * 2 * ROWS):
+        assert "all 12 of the batch are of class 1" in said
+    for said in processes.run(_one_class_on_this_process, [-1] + [1] * (2 * ROWS - 1)):
+        assert "but got -1" in said
 
 
 def test_local_statistics_would_be_noticed() -> None:

@@ -58,11 +58,34 @@ def test_map_names_every_page() -> None:
     assert linked == {page.name for page in DOCS if page.name != "README.md"}
 
 
+def test_readme_names_every_method() -> None:
+    section = (ROOT / "README.md").read_text("utf-8").partition("## Methods")[2].partition("## ")[0]
+    assert METHODS.keys() <= set(re.findall(r"`(\w+)`", section))
+
+
+def table_of_methods() -> dict[str, list[str]]:
+    """The cells of each row of docs/methods.md that has a class."""
+    rows = (ROOT / "docs/methods.md").read_text("utf-8").splitlines()
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows if row[:2] == "| "]
+    return {row[0].strip("`"): row[1:] for row in cells[1:] if row[0]}
+
+
 def test_table_of_methods_is_complete() -> None:
-    table = (ROOT / "README.md").read_text("utf-8").partition("## Methods")[2].partition("## ")[0]
-    named = set(re.findall(r"`(\w+)`", table))
+    assert table_of_methods().keys() == METHODS.keys()
+    named = set(re.findall(r"`(\w+)`", (ROOT / "docs/methods.md").read_text("utf-8")))
     assert {path.stem for path in ROOT.glob("configs/methods/*.yaml")} <= named
-    assert METHODS.keys() <= named
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_table_says_what_a_method_needs(name: str) -> None:
+    _, _, _, views, needs, _ = table_of_methods()[name]
+    criterion = METHODS[name].criterion_class
+    defaults = inspect.signature(METHODS[name]).parameters
+    expected = ["labels"] if "labels" in criterion.inputs else []
+    expected += ["predictor"] if defaults["predictor"].default else []
+    expected += ["teacher"] if defaults["teacher_momentum"].default else []
+    assert needs == ", ".join(expected)
+    assert views == ("2 or more" if criterion.many_views else "2")
 
 
 def test_figure_of_the_readme_shows_the_ratios() -> None:

@@ -98,6 +98,8 @@ RESOLVED: dict[str, dict[str, Any]] = {
     "methods/dcl.yaml": {"model.init_args.temperature": 0.1},  # Yeh et al., section 4
     "methods/dcl_sq.yaml": {"model.init_args.similarity": "squared"},
     "methods/dcl_abs.yaml": {"model.init_args.similarity": "absolute"},
+    "methods/nscl.yaml": {"model.init_args.temperature": 0.1},  # Luthra et al., ICLR 2026
+    "methods/supcon.yaml": {"model.init_args.temperature": 0.1},  # Khosla et al., section 4
     "methods/vicreg.yaml": {  # Bardes et al., section 4.2
         "model.init_args.invariance": 25,
         "model.init_args.variance": 25,
@@ -105,6 +107,32 @@ RESOLVED: dict[str, dict[str, Any]] = {
     },
     "methods/barlow_twins.yaml": {"model.init_args.redundancy": 0.005},  # Zbontar et al., sec. 2.2
     "methods/tcr.yaml": {"model.init_args.distortion": 0.2},  # Tong et al., section 3
+    "methods/vibcreg.yaml": {"model.init_args.covariance": 200},  # Lee and Aune, their code
+    "methods/frossl.yaml": {"model.init_args.invariance": 1},
+    "methods/mmcr.yaml": {"model.init_args.compactness": 0},  # Yerxa et al., section 3
+    "methods/lejepa.yaml": {
+        "model.init_args.regularization": 0.05,
+        "model.init_args.directions": 1024,
+    },
+    "methods/visreg.yaml": {
+        "model.init_args.regularization": 0.9,
+        "model.init_args.directions": 4096,
+    },
+    "methods/corinfomax.yaml": {  # Ozsoy et al., on CIFAR with 64 dimensions
+        "model.init_args.invariance": 250,
+        "model.init_args.forgetting": 0.01,
+        "model.init_args.epsilon": 1e-8,
+    },
+    "methods/wmse.yaml": {  # Ermolov et al., section 4
+        "model.init_args.projector": "1024-64",
+        "model.init_args.w_size": 128,
+    },
+    "methods/mocov3.yaml": {  # Chen et al., the authors' code with a ResNet-50
+        "model.init_args.projector": "4096-256-n",
+        "model.init_args.predictor": "4096-d",
+        "model.init_args.teacher_momentum": 0.99,
+        "model.init_args.temperature": 1.0,
+    },
     "methods/cplearn.yaml": {  # Sansone et al.'s YAML for CIFAR-10
         "model.init_args.num_codes": 16384,
         "model.init_args.invariance": 1,
@@ -160,7 +188,7 @@ RESOLVED: dict[str, dict[str, Any]] = {
         "rankme.max_samples": 25_600,  # Garrido et al., RankMe
         "evaluation": {
             "protocols": ["linear", "knn", "few_label", "ranks", "spectrum", "geometry", "views"],
-            **{"sets": [], "cache": True, "batch_size": 256},
+            **{"sets": [], "cache": True, "teacher": False, "batch_size": 256},
             **{"k": 5, "temperature": 0.07, "max_linear_samples": 50_000},
             **{"labels_per_class": 5, "few_label_draws": 20},
             **{"sgd_epochs": 100, "sgd_learning_rates": [0.01, 0.03, 0.1, 0.3, 1.0]},

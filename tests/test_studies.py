@@ -1,16 +1,12 @@
 """The figures and tables of the results are drawn from committed rows of runs, never typed."""
 
 import importlib
-import itertools
 import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
-
-from duality_ssl.data import create_source, sources
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "docs" / "results" / "figures"
@@ -40,7 +36,7 @@ def test_pages_show_what_the_rows_draw(studies: ModuleType) -> None:
 
 
 def test_pages_have_no_other_places(studies: ModuleType) -> None:
-    known = {block.name for block in studies.blocks()} | {"vicreg_ctr"}
+    known = {block.name for block in studies.blocks()}
     for page in (studies.RESULTS, studies.STUDIES):
         assert {*re.findall(r"<!-- table (\w+) -->", page.read_text("utf-8"))} <= known
 
@@ -70,28 +66,3 @@ def test_pixels_are_those_that_are_stored(studies: ModuleType) -> None:
     }
     assert row["scores"]["linear_top1"] > 0.94
     assert row["scores"]["knn_top1"] > 0.97
-
-
-def test_the_table_of_the_sweep_is_that_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    sweep = importlib.import_module("vicreg_ctr")
-    rows = sweep.read()
-    settings = {(row["temperature"], row["factor"], row["seed"]) for row in rows}
-    assert settings == {*itertools.product(sweep.TEMPERATURES, sweep.FACTORS, sweep.SEEDS)}
-    assert f"<!-- table vicreg_ctr -->\n{sweep.table(rows)}\n<!--" in sweep.PAGE.read_text()
-    twice = [
-        {**rows[0], "few_label_top1": top1, "seed": seed} for seed, top1 in enumerate((0.9, 0.92))
-    ]
-    assert sweep.table(twice).endswith("| 0.1 | 1.25 | 0.5 | 91.0 ± 1.4 |")
-
-
-def test_the_sweep_holds_out_a_fifth_of_train(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    monkeypatch.setattr(sources.base, "_SOURCES", dict(sources.base._SOURCES))
-    importlib.import_module("vicreg_ctr").register_held_out_fifth()
-    digits, of_train = create_source("digits").load("train"), create_source("digits_of_train")
-    train, val = of_train.load("train"), of_train.load("val")
-    assert (len(train), len(val)) == (1149, 288)
-    images = torch.cat([train.images, val.images]).flatten(1)
-    assert sorted(images.tolist()) == sorted(digits.images.flatten(1).tolist())
-    assert val.labels.bincount().min() > 20

@@ -3,7 +3,7 @@
 import numpy as np
 
 # what a derived seed is for: streams must not coincide
-ORDER, AUGMENT, CROP, SUBSET, PROBE, STEP, HOLD_OUT, EVALUATION = range(8)
+ORDER, AUGMENT, CROP, SUBSET, PROBE, STEP, HOLD_OUT, EVALUATION, CRITERION = range(9)
 
 
 def derive_seed(purpose: int, *parts: int) -> int:

@@ -2,6 +2,8 @@
 
 import re
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from helpers import fits
 from helpers.callback_stubs import StubData
+from helpers.criteria_cases import WithInputs, build
 from torch.profiler import ProfilerActivity, profile
 
 from duality_ssl import criteria
@@ -66,22 +69,30 @@ def peak_of_two_steps(
         (criteria.SpectralContrastive, "64-1024", 256, "momentum"),
         (criteria.SimCLR, "128-128", 1024, "momentum"),
         (criteria.DCL, "256-256", 256, "momentum"),
+        (partial(build, "NSCL"), "128-128", 1024, "momentum"),
+        (partial(build, "SupCon"), "128-128", 1024, "momentum"),
+        (partial(build, "MoCoV3"), "128-128", 1024, "momentum"),
         (criteria.VICRegExp, "64-2048", 64, "momentum"),
+        (criteria.FroSSL, "64-1024", 256, "momentum"),
+        (criteria.MMCR, "64-512", 512, "plain"),
         (criteria.VICRegCtr, "64-64", 1024, "momentum"),
     ],
-    ids=lambda value: getattr(value, "__name__", str(value)),
+    ids=lambda value: getattr(value, "__name__", "".join(getattr(value, "args", [str(value)]))),
 )
 def test_estimate_is_what_a_step_takes(
-    criterion: type[Criterion],
+    criterion: Callable[[], Any],
     spec: str,
     batch_size: int,
     optimizer: str,
     precision: torch.dtype,
 ) -> None:
     measured = peak_of_two_steps(criterion(), spec, batch_size, optimizer, precision)
+    estimated = criterion()
+    if isinstance(estimated, WithInputs):
+        estimated = estimated.built(torch.zeros(2, 2))
     need = estimate(
         create_projector(spec, 128),
-        criterion(),
+        estimated,
         batch_size,
         activation_bytes=precision.itemsize,
         state_tensors=OPTIMIZERS[optimizer][1],

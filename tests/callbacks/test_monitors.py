@@ -16,10 +16,12 @@ from duality_ssl.callbacks import (
     DualityMonitor,
     GuardError,
     RankMe,
+    SupervisionGap,
     ViewGrid,
     duality_terms,
 )
-from duality_ssl.functional import rankme
+from duality_ssl.criteria import DCL, NSCL
+from duality_ssl.functional import rankme, supervision_gap_bound
 
 
 def embeddings(n: int, d: int) -> Tensor:
@@ -138,6 +140,34 @@ def test_duality_monitor_logs_the_mean_over_views_and_its_turns(tmp_path: Path) 
         torch.testing.assert_close(run.callback_metrics[f"duality/{name}"], expected)
 
 
+def test_supervision_gap_is_that_of_the_labelled_samples(tmp_path: Path) -> None:
+    class Spy(StubModule):
+        def training_step(self, batch, batch_idx):  # noqa: ANN001, ANN202
+            batch[1][:5] = -1
+            if batch_idx == 1:
+                batch[1][:] = 2  # one class
+            outputs = super().training_step(batch, batch_idx)
+            if batch_idx != 1:
+                z, y = [z[5:20] for z in outputs["embeddings"]], outputs["labels"][5:20]
+                gap = DCL(0.5)(*z)["loss"] - NSCL(0.5)(*z, labels=y)["loss"]
+                measured.append((gap, supervision_gap_bound(y, 0.5).float()))
+            return outputs
+
+    measured: list = []
+    monitor = SupervisionGap(0.5, every_n_steps=1, max_samples=20)
+    run = fit(tmp_path, Spy(), StubData(), monitor, epochs=1)
+    gap, bound = (torch.stack(values).mean() for values in zip(*measured, strict=True))
+    assert len(measured) == 3
+    torch.testing.assert_close(run.callback_metrics["supervision/gap"], gap)
+    torch.testing.assert_close(run.callback_metrics["supervision/bound"], bound)
+    assert 0 < gap < bound
+
+
+def test_without_labels_there_is_no_supervision_gap(tmp_path: Path) -> None:
+    run = fit(tmp_path, StubModule(), StubData(labels=None), SupervisionGap(), epochs=1)
+    assert "supervision/gap" not in run.callback_metrics
+
+
 def test_monitors_take_any_module(tmp_path: Path) -> None:
     module = PlainModule(lambda h, y: {"embeddings": h})
     watching = [RankMe(), DualityMonitor(), CollapseGuard(action="stop")]
@@ -173,8 +203,12 @@ def test_what_a_monitor_needs_is_said(tmp_path: Path, callback: type[Callback]) 
         lambda: DualityMonitor(every_n_steps=0),
         lambda: DualityMonitor(max_samples=1),
         lambda: RankMe(max_samples=1),
+        lambda: SupervisionGap(temperature=0),
     ],
-    ids=["action", "patience", "growth", "every_n_steps", "duality_samples", "rankme_samples"],
+    ids=[
+        *("action", "patience", "growth", "every_n_steps", "duality_samples", "rankme_samples"),
+        "temperature",
+    ],
 )
 def test_arguments_are_checked(build) -> None:  # noqa: ANN001
     with pytest.raises(ValueError, match="Expected `"):

@@ -45,14 +45,14 @@ def test_options_follow_from_the_images(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_what_the_user_sets_wins(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    Path("mine.yaml").write_text("data: {batch_size: 3, view1: {hue: 0.2}}\n")
+    Path("mine.yaml").write_text("data: {batch_size: 3, view1: {blur: 0.2}}\n")
     words = ["-c", "mine.yaml", "--model.optimizer", "SGD", "--trainer.max_epochs", "7"]
     with caplog.at_level(logging.INFO):
         found = options("fit", *FOLDER, *words)
     assert (found["data.batch_size"], found["trainer.max_epochs"]) == (3, 7)
-    assert (found["data.view1.hue"], found["data.view1.scale"]) == (0.2, [0.4, 1.0])
+    assert (found["data.view1.blur"], found["data.view1.scale"]) == (0.2, [0.4, 1.0])
     assert found["model.optimizer.class_path"] == "torch.optim.SGD"
-    for name in ("data.batch_size", "trainer.max_epochs", "data.view1.hue", "model.optimizer "):
+    for name in ("data.batch_size", "trainer.max_epochs", "data.view1.blur", "model.optimizer "):
         assert name not in caplog.text
 
 

@@ -10,6 +10,7 @@ import torch
 from helpers import references
 from helpers.criteria_cases import (
     EXPORTED,
+    NEED_MORE_SAMPLES,
     VARIANTS,
     WithInputs,
     build,
@@ -64,7 +65,7 @@ def test_every_criterion_is_exported_and_has_a_reference() -> None:
         if inspect.isclass(value) and issubclass(value, Criterion) and not inspect.isabstract(value)
     }
     public = {name for name in defined if not name.startswith("_")}
-    assert public == set(EXPORTED) == set(references.CRITERIA)
+    assert public == {*EXPORTED, *NEED_MORE_SAMPLES} == set(references.CRITERIA)
 
 
 def reference_loss(criterion: Any, z1: Any, z2: Any) -> Any:
@@ -153,15 +154,18 @@ def test_float32_is_accurate_at_size_with_near_duplicates(
     loss, *gradients = value_and_gradients(build(name), *views)
     assert loss.item() == pytest.approx(expected[0].item(), rel=1e-5)
     for ours, exact in zip(gradients, expected[1:], strict=True):
-        assert (ours.double() - exact).norm() < 5e-4 * exact.norm()
+        # duplicates that are equal in float32 have each other's quantiles in VISReg
+        most = 5e-3 if name == "VISReg" else 5e-4
+        assert (ours.double() - exact).norm() < most * exact.norm()
 
 
 each_side = pytest.mark.parametrize(
     ("n", "d"), [(5, 3), (3, 5), (4, 4)], ids=["tall", "wide", "square"]
 )
-
-
-STOPS_GRADIENT = {"SwAV"}  # the assignments follow the views, and have none
+STOPS_GRADIENT = {
+    "SwAV",  # the assignments follow the views, and have none
+    "VISReg",  # the standard deviations that it divides by have none
+}
 
 
 @pytest.mark.parametrize(
@@ -178,7 +182,7 @@ def test_derivatives_by_finite_differences(
     assert torch.autograd.gradgradcheck(lambda *z: criterion(*z)["loss"], views)
 
 
-MOVES_STATE = {"DINO", "SwAV"}  # in training, which is no function of the views alone
+MOVES_STATE = {"CorInfoMax", "DINO", "SwAV"}  # in training, which is no function of the views alone
 
 
 @each_variant
@@ -195,13 +199,17 @@ def test_transforms_of_torch_func(name: str, arguments: dict[str, Any], n: int, 
     torch.testing.assert_close(losses, expected)
 
 
+DRAW = {"LeJEPA", "VISReg"}  # NumPy's generator is no part of a graph
+
+
 @pytest.mark.parametrize("name", EXPORTED)
 @in_each_form
 @pytest.mark.parametrize("autocast", [False, True], ids=["float64", "within autocast"])
 def test_compiles_into_one_graph(name: str, autocast: bool) -> None:
     torch.compiler.reset()
     criterion = build(name)
-    compiled = torch.compile(criterion, backend="aot_eager", fullgraph=True)
+    whole = name not in DRAW
+    compiled = torch.compile(criterion, backend="aot_eager", fullgraph=whole)
     z1, z2 = make_views(4, 6)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         expected, got = (
@@ -213,9 +221,12 @@ def test_compiles_into_one_graph(name: str, autocast: bool) -> None:
     torch.testing.assert_close(*gradients)
 
 
-# by design: it is the predictor and the stopped gradient that keep BYOL and SimSiam from it
-# likewise the teacher, the centre and the sharpening, DINO
-NO_COLLAPSE_COST = {"DINO", "Regression"}
+NO_COLLAPSE_COST = {
+    "DINO",  # teacher, center and sharpening keep it from a collapse
+    "MoCoV3",  # spread costs less where the targets are near
+    "Regression",  # predictor and stopped gradient keep BYOL and SimSiam from a collapse
+    "SupCon",  # spread costs less where the classes are apart: test_contrast.py
+}
 
 
 @pytest.mark.parametrize(
@@ -247,7 +258,7 @@ def test_permuting_samples_changes_nothing(
     z1, z2 = make_views(n, d)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(1))
     loss, grad1, grad2 = value_and_gradients(criterion, z1, z2)
-    permuted = value_and_gradients(rearranged(criterion, order=order), z1[order], z2[order])
+    permuted = value_and_gradients(rearranged(criterion, order), z1[order], z2[order])
     for got, expected in zip(permuted, (loss, grad1[order], grad2[order]), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
@@ -266,6 +277,9 @@ def test_loss_is_the_weighted_sum_of_scalar_terms(name: str, arguments: dict[str
     terms = criterion(*make_views(6, 5))
     assert all(term.ndim == 0 and term.requires_grad is False for term in terms.values())
     weights = {"coding_rate": -1.0}
+    if hasattr(criterion, "regularization"):  # its share; the rest is that of the invariance
+        share = criterion.regularization
+        weights |= dict.fromkeys(terms, share) | {"invariance": 1 - share}
     total = sum(
         (weights.get(term) or getattr(criterion, term, 1.0)) * value
         for term, value in terms.items()
@@ -397,7 +411,8 @@ NUMBERS = [
     for argument, parameter in inspect.signature(vars(criteria)[name]).parameters.items()
     if parameter.annotation is float
 ]
-WEIGHTS = ("invariance", "variance", "covariance", "redundancy")
+WEIGHTS = ("invariance", "variance", "covariance", "redundancy", "compactness")
+WEIGHTS += ("regularization", "forgetting")
 
 
 @pytest.mark.parametrize(("name", "argument"), NUMBERS)
@@ -430,12 +445,22 @@ def test_unknown_name_is_refused_with_the_valid_ones(name: str, argument: str, v
     [
         ("SimCLR", {"temperature": 0.15, "similarity": "cosine", "normalization": "embeddings"}),
         ("DCL", {"temperature": 0.1, "similarity": "cosine", "normalization": "embeddings"}),
+        ("NSCL", {"temperature": 0.1, "similarity": "cosine", "normalization": "embeddings"}),
+        ("SupCon", {"temperature": 0.1}),
+        ("MoCoV3", {"temperature": 1.0}),
         ("SpectralContrastive", {"mu": 1.0}),
         ("VICReg", {"invariance": 25, "variance": 25, "covariance": 1}),
         ("VICRegExp", {"invariance": 25, "variance": 25, "covariance": 2.5, "temperature": 0.1}),
         ("VICRegCtr", {"invariance": 25, "variance": 25, "covariance": 3.75, "temperature": 0.15}),
         ("BarlowTwins", {"redundancy": 0.005, "scale": 1.0}),
         ("TCR", {"invariance": 100, "distortion": 0.2}),
+        ("VIbCReg", {"invariance": 25, "variance": 25, "covariance": 200}),
+        ("FroSSL", {"invariance": 1}),
+        ("MMCR", {"compactness": 0}),
+        ("LeJEPA", {"regularization": 0.05, "directions": 1024}),
+        ("VISReg", {"regularization": 0.9, "directions": 4096}),
+        ("WMSE", {"w_size": None}),
+        ("CorInfoMax", {"invariance": 250, "forgetting": 0.01, "epsilon": 1e-8}),
         ("Regression", {"scale": 2.0}),
         ("CPLearn", {"num_codes": 16384, "invariance": 1.0, "temperature": None, "seed": 0}),
         (

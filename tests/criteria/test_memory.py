@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from helpers.criteria_cases import make_inputs
+from helpers.criteria_cases import build, make_inputs
 from torch import Tensor
 
 from duality_ssl import criteria
@@ -22,7 +23,7 @@ def peak_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], objec
     return peak_memory
 
 
-def step(criterion: criteria.Criterion, n: int, d: int) -> Callable[[], object]:
+def step(criterion: Any, n: int, d: int) -> Callable[[], object]:
     """Forward and backward, with the gradients of the embeddings held at the end."""
     generator = torch.Generator().manual_seed(0)
     views = [torch.randn(n, d, generator=generator).requires_grad_() for _ in range(2)]
@@ -47,6 +48,15 @@ def test_extra_memory_is_a_few_inputs_and_the_smaller_side(
     assert extra <= (4 * 2 * n * d + min(n, d) ** 2) * FLOAT
 
 
+@pytest.mark.parametrize("name", ["VIbCReg", "FroSSL", "MMCR"])
+@pytest.mark.parametrize(("n", "d"), [(64, 8192), (2048, 128)], ids=["wide", "tall"])
+def test_the_larger_side_is_never_held(
+    name: str, n: int, d: int, peak_memory: Callable[[Callable[[], object]], int]
+) -> None:
+    extra = peak_memory(step(getattr(criteria, name)(), n, d))
+    assert extra < (7 * 2 * n * d + 8 * min(n, d) ** 2) * FLOAT < max(n, d) ** 2 * FLOAT
+
+
 @pytest.mark.parametrize("similarity", ["cosine", "squared", "absolute"])
 @pytest.mark.parametrize("criterion", [criteria.SimCLR, criteria.DCL])
 def test_contrast_never_holds_the_matrix_of_similarities(
@@ -57,6 +67,14 @@ def test_contrast_never_holds_the_matrix_of_similarities(
     n, d = 4096, 8
     extra = peak_memory(step(criterion(similarity=similarity), n, d))  # type: ignore[arg-type]
     assert extra < 12 * MIB < n * n * FLOAT / 5
+
+
+@pytest.mark.parametrize("name", ["NSCL", "SupCon", "MoCoV3"])
+def test_contrast_with_labels_or_targets_never_holds_the_matrix(
+    name: str, peak_memory: Callable[[Callable[[], object]], int]
+) -> None:
+    n, d = 8192, 4
+    assert peak_memory(step(build(name), n, d)) < 16 * MIB < n * n * FLOAT / 5
 
 
 @pytest.mark.parametrize(

@@ -171,10 +171,11 @@ def test_sample_logsumexp(n: int, d: int) -> None:
     ("function", "normalization"),
     [
         (functional.normalize_rows, "embeddings"),
+        (lambda z, length: functional.normalize_columns(z.T, length).T, "embeddings"),
         (functional.normalize_centered_rows, "centered"),
         (functional.standardize_columns, "standardized"),
     ],
-    ids=["embeddings", "centered", "standardized"],
+    ids=["rows", "columns", "centered", "standardized"],
 )
 def test_normalizations(function: Callable[..., Tensor], normalization: str) -> None:
     z = 2 + random(7, 4)
@@ -234,6 +235,9 @@ class _LargestProduct(TorchDispatchMode):
         "dimension_contrastive",
         "squared_covariance",
         "coding_rate",
+        "matrix_entropy",
+        "nuclear_norm",
+        "squared_correlation",
         "rankme",
         "cross_gram",
         "cross_correlation",
@@ -368,7 +372,11 @@ def test_coding_rate_is_nan_where_the_factorisation_fails() -> None:
     assert gradient.isnan().any()
 
 
-SAMPLE_ARGUMENTS = {int: 1, float: 0.5, Similarity: "squared", Group: SINGLE}
+SAMPLE_ARGUMENTS: dict[Any, Any] = {
+    **{int: 1, float: 0.5, Similarity: "squared", Group: SINGLE},
+    Tensor | None: None,
+}
+CONSTANT = {"labels", "keys"}  # tensors without gradient
 # Every public function that takes a tensor.
 OF_TENSORS = [
     name
@@ -380,16 +388,20 @@ OF_TENSORS = [
 def sample_arguments(
     name: str, dtype: torch.dtype = torch.float64, n: int = 6, d: int = 6
 ) -> dict[str, Any]:
-    return {
+    given = {
         parameter.name: random(n, d, seed, dtype).view(-1, *((2, 3) if name == "lidar" else (d,)))
         if parameter.annotation is Tensor
         else SAMPLE_ARGUMENTS[parameter.annotation]
         for seed, parameter in enumerate(signature(name).parameters.values())
     }
+    if isinstance(given.get("labels"), Tensor):
+        given["labels"] = torch.arange(n) // 2
+    return given
 
 
 # Names of those that compute in float64 whatever they get; the others keep the precision.
 DOUBLE = {"alpha_req", "lidar", "linear_cka", "rankme", "rsa", "singular_values"}
+DOUBLE |= {"supervision_gap_bound"}
 
 
 def as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -415,18 +427,24 @@ def test_functions_leave_autocast(
     monkeypatch.setattr(dispatch, "SMALLEST", KERNELS)
     function, arguments = getattr(functional, name), sample_arguments(name, dtype)
     full = torch.float64 if dtype == torch.float64 else torch.float32
-    in_full = {k: v.to(full) if isinstance(v, Tensor) else v for k, v in arguments.items()}
+    in_full = {
+        k: v.to(full) if isinstance(v, Tensor) and v.is_floating_point() else v
+        for k, v in arguments.items()
+    }
     expected = as_tuple(function(**in_full))
     with torch.autocast("cpu", torch.bfloat16):
         got = as_tuple(function(**arguments) if by_keyword else function(*arguments.values()))
     for ours, exact in zip(got, expected, strict=True):
-        assert ours.dtype == (torch.float64 if name in DOUBLE else full)
+        if ours.is_floating_point():
+            assert ours.dtype == (torch.float64 if name in DOUBLE else full)
         assert torch.equal(ours, exact)
 
 
 NO_GRADIENT = {"alpha_req", "lidar", "rankme", "singular_values"}
-BOUNDS = {"sample_contrastive_bounds", "dimension_contrastive_bounds"}
-DIFFERENTIABLE = [name for name in OF_TENSORS if name not in NO_GRADIENT | BOUNDS]
+BOUNDS = {"sample_contrastive_bounds", "dimension_contrastive_bounds", "supervision_gap_bound"}
+MORE_SAMPLES = {"whiten"}  # more than dimensions; tests/criteria/test_whitening.py has it
+EXEMPT = NO_GRADIENT | BOUNDS | MORE_SAMPLES
+DIFFERENTIABLE = [name for name in OF_TENSORS if name not in EXEMPT]
 each_differentiable = pytest.mark.parametrize("name", DIFFERENTIABLE)
 each_side = pytest.mark.parametrize(
     ("n", "d"), [(5, 3), (3, 5), (4, 4)], ids=["tall", "wide", "square"]
@@ -444,7 +462,11 @@ def weighted_sum(results: Tensor | tuple[Tensor, ...]) -> Tensor:
 def scalar_function(name: str, n: int, d: int) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
     """One number from all that a function returns, and its tensors."""
     arguments = sample_arguments(name, n=n, d=d)
-    tensors = {key: value for key, value in arguments.items() if isinstance(value, Tensor)}
+    tensors = {
+        key: value
+        for key, value in arguments.items()
+        if isinstance(value, Tensor) and key not in CONSTANT
+    }
 
     def function(*z: Tensor) -> Tensor:
         given = dict(zip(tensors, z, strict=True))
@@ -504,6 +526,62 @@ def test_tiles_are_the_whole_matrix(
         torch.autograd.grad(ours, views), torch.autograd.grad(whole, views), strict=True
     ):
         torch.testing.assert_close(got, expected)
+
+
+def spread_labels(n: int) -> Tensor:
+    """Classes of different sizes, in no order, and one of one sample."""
+    labels = torch.arange(n) * 7 % 5
+    labels[0] = 10**6
+    return labels
+
+
+@pytest.mark.parametrize("kept", [0, 2**24], ids=["computed anew", "kept"])
+@pytest.mark.parametrize("similarity", ["cosine", "squared"])
+@pytest.mark.parametrize("n", [2, 257, 550], ids=lambda n: f"N={n}")
+def test_tiles_with_labels_are_the_formula(
+    n: int, similarity: Similarity, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logsumexp, "_KEPT", kept)
+    views = tuple(random(n, 3, seed).requires_grad_() for seed in range(2))
+    results = []
+    for smallest in (FORMULA, KERNELS):
+        monkeypatch.setattr(dispatch, "SMALLEST", smallest)
+        logits = functional.contrast_logits(*views, 0.3, similarity, labels=spread_labels(n))
+        total = weighted_sum(logits)
+        results.append((total, *torch.autograd.grad(total, views)))
+    torch.testing.assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("kept", [0, 2**24], ids=["computed anew", "kept"])
+@pytest.mark.parametrize(("n", "keys"), [(2, 3), (300, 1100), (1100, 300)], ids=str)
+def test_tiles_of_keys_are_the_formula(
+    n: int, keys: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logsumexp, "_KEPT", kept)
+    queries, others = random(n, 3).requires_grad_(), random(keys, 3, seed=1)
+    results = []
+    for smallest in (FORMULA, KERNELS):
+        monkeypatch.setattr(dispatch, "SMALLEST", smallest)
+        total = weighted_sum(functional.logsumexp_of_keys(queries, others, 0.3))
+        results.append((total, *torch.autograd.grad(total, queries)))
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_class_sums_and_logits() -> None:
+    x, labels = random(9, 3), torch.tensor([5, 0, 5, 5, 2, 0, 9, 2, 5])
+    sums, sizes = functional.class_sums(x, labels)
+    for i in range(9):
+        alike = [j for j in range(9) if labels[j] == labels[i]]
+        torch.testing.assert_close(sums[i], x[alike].sum(dim=0))
+        assert sizes[i] == len(alike)
+    z1, z2 = functional.normalize_rows(x), functional.normalize_rows(random(9, 3, seed=1))
+    positives, others = functional.class_logits(z1, z2, labels, 0.3)
+    both, classes = torch.stack([z1, z2], dim=1).flatten(0, 1), labels.repeat_interleave(2)
+    logits, itself = both @ both.T / 0.3, torch.eye(18).bool()
+    alike = (classes[:, None] == classes) & ~itself
+    torch.testing.assert_close(positives.flatten(), (logits * alike).sum(dim=1) / alike.sum(dim=1))
+    expected = logits.masked_fill(itself, -torch.inf).logsumexp(dim=1)
+    torch.testing.assert_close(others.flatten(), expected)
 
 
 @pytest.mark.parametrize("layout", ["rows", "columns"])

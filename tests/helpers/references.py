@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from helpers import references_prototypes, references_step
 from torch import Tensor
 
 Array = Any  # NDArray[np.float64] or Tensor; what is computed of it is called a float below
@@ -355,5 +354,3 @@ CRITERIA: dict[str, tuple[Callable[..., float], list[dict[str, Any]]]] = {
     "BarlowTwins": (barlow_twins, [{}, {"redundancy": 0.5, "scale": 0.1}]),
     "TCR": (tcr, [{}, {"invariance": 1, "distortion": 0.5}]),
 }
-CRITERIA |= references_step.CRITERIA
-CRITERIA |= references_prototypes.CRITERIA

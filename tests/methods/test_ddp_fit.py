@@ -143,11 +143,14 @@ def assert_one(result: Result, one: Result, tolerance: float) -> None:
         ("SimCLR", "LARS", 3.0),
         ("SimCLR", "AdamW", 0.01),
         ("DCL", "SGD", 0.1),
+        ("NSCL", "SGD", 0.1),
         ("SpectralContrastive", "AdamW", 0.01),
         ("VICRegExp", "LARS", 3.0),
         ("VICRegCtr", "SGD", 0.1),
         ("BarlowTwins", "LARS", 3.0),
         ("TCR", "AdamW", 0.01),
+        ("LeJEPA", "AdamW", 0.01),  # draws
+        ("CorInfoMax", "SGD", 0.01),  # remembers
     ],
 )
 def test_weights_heads_and_metrics(

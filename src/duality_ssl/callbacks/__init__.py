@@ -9,6 +9,7 @@ from duality_ssl.callbacks.predictions import FeatureWriter
 from duality_ssl.callbacks.progress import RunProgress
 from duality_ssl.callbacks.seed import StepSeed
 from duality_ssl.callbacks.spectrum import RankMe
+from duality_ssl.callbacks.supervision import SupervisionGap
 from duality_ssl.callbacks.views import ViewGrid
 from duality_ssl.runs.backbone import BackboneWriter
 from duality_ssl.runs.checkpoint import BestCheckpoint, LastCheckpoint
@@ -29,6 +30,7 @@ __all__ = [
     "RankMe",
     "RunProgress",
     "StepSeed",
+    "SupervisionGap",
     "ViewGrid",
     "duality_terms",
 ]

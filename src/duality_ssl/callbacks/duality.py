@@ -1,13 +1,13 @@
 """The two sides of the duality, watched during training for every method."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from duality_ssl.callbacks.means import EpochMeans
+from duality_ssl.callbacks.means import EpochMonitor
 from duality_ssl.callbacks.outputs import views
 from duality_ssl.distributed import process_group
 from duality_ssl.functional import (
@@ -21,7 +21,7 @@ from duality_ssl.functional import (
 )
 
 
-class DualityMonitor(Callback):
+class DualityMonitor(EpochMonitor):
     r"""Logs both criteria, the fourth norms against their lower bounds, and the cosines.
 
     On the embeddings of each view that the criterion saw (all processes), averaged over the views
@@ -35,39 +35,10 @@ class DualityMonitor(Callback):
         ValueError: If ``every_n_steps`` is below 1 or ``max_samples`` below 2.
     """
 
-    def __init__(self, every_n_steps: int = 50, max_samples: int = 1024) -> None:
-        if every_n_steps < 1 or max_samples < 2:
-            raise ValueError(
-                "Expected `every_n_steps` >= 1 and `max_samples` >= 2, but got "
-                f"{every_n_steps} and {max_samples}."
-            )
-        self.every_n_steps = every_n_steps
-        self.max_samples = max_samples
-        self._means = EpochMeans()
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._means.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._means.load_state_dict(state_dict)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._means.to(pl_module.device)
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._means.reset()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._means.log(pl_module)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if batch_idx % self.every_n_steps:
-            return
+    def measure(self, outputs: Any) -> Iterator[dict[str, Tensor]]:
         for z in map(process_group().all_gather, views(outputs, "embeddings", "training_step")):
             terms = duality_terms(z[: self.max_samples])
-            self._means.add({f"duality/{name}": value for name, value in terms.items()})
+            yield {f"duality/{name}": value for name, value in terms.items()}
 
 
 @torch.no_grad()

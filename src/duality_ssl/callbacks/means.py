@@ -1,9 +1,11 @@
 """Means over the training batches of an epoch that survive a resume within the epoch."""
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from duality_ssl.distributed import all_gather_rows, all_reduce_sum, rank, world_size
@@ -49,3 +51,51 @@ class EpochMeans:
         """Continue this process's sums; with another number of processes, start again."""
         same = all(len(sums) == world_size() for sums in state_dict.values())
         self._sums = {name: sums[rank()] for name, sums in state_dict.items()} if same else {}
+
+
+class EpochMonitor(Callback, ABC):
+    """Logs the mean over an epoch of what :meth:`measure` finds in its batches.
+
+    Args:
+        every_n_steps: Batches between two measurements within an epoch; the first is measured.
+        max_samples: Most rows of each view that are looked at.
+
+    Raises:
+        ValueError: If ``every_n_steps`` is below 1 or ``max_samples`` below 2.
+    """
+
+    def __init__(self, every_n_steps: int = 50, max_samples: int = 1024) -> None:
+        if every_n_steps < 1 or max_samples < 2:
+            raise ValueError(
+                "Expected `every_n_steps` >= 1 and `max_samples` >= 2, but got "
+                f"{every_n_steps} and {max_samples}."
+            )
+        self.every_n_steps = every_n_steps
+        self.max_samples = max_samples
+        self._means = EpochMeans()
+
+    @abstractmethod
+    def measure(self, outputs: Any) -> Iterable[Mapping[str, Tensor]]:
+        """Yield metrics of the outputs of a training step, each time under the same names."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._means.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._means.load_state_dict(state_dict)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._means.to(pl_module.device)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._means.reset()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._means.log(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx % self.every_n_steps == 0:
+            for metrics in self.measure(outputs):
+                self._means.add(metrics)

@@ -1,4 +1,4 @@
-"""Sample-contrastive criteria: SimCLR, DCL and spectral contrastive."""
+"""Sample-contrastive criteria: SimCLR, DCL, MoCo v3 and spectral contrastive."""
 
 from typing import Literal, get_args
 
@@ -10,12 +10,13 @@ from duality_ssl.distributed import SINGLE, Group
 from duality_ssl.functional import (
     contrast_logits,
     cross_gram,
+    logsumexp_of_keys,
     normalize_centered_rows,
     normalize_rows,
     project_to_ball,
     standardize_columns,
 )
-from duality_ssl.functional.logsumexp import Similarity, logsumexp_memory
+from duality_ssl.functional.logsumexp import Similarity, keys_memory, logsumexp_memory
 
 Normalization = Literal["embeddings", "centered", "standardized"]
 
@@ -70,10 +71,12 @@ class SimCLR(Criterion):
         contrast = group.mean(torch.logaddexp(negatives, positives[:, None]))
         return {"loss": invariance + contrast, "invariance": invariance, "contrast": contrast}
 
-    def logits(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> tuple[Tensor, Tensor]:
+    def logits(
+        self, z1: Tensor, z2: Tensor, group: Group = SINGLE, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Compute :func:`~duality_ssl.functional.contrast_logits` of the normalised views."""
         h1, h2 = self._normalized(z1, group), self._normalized(z2, group)
-        return contrast_logits(h1, h2, self.temperature, self.similarity, group)
+        return contrast_logits(h1, h2, self.temperature, self.similarity, group, labels)
 
     def _normalized(self, z: Tensor, group: Group) -> Tensor:
         if self.normalization == "embeddings":
@@ -119,9 +122,62 @@ class DCL(SimCLR):
         super().__init__(temperature, similarity, normalization)
 
     def terms(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
-        positives, negatives = self.logits(z1, z2, group)
+        return self._decoupled(*self.logits(z1, z2, group), group)
+
+    def _decoupled(self, positives: Tensor, negatives: Tensor, group: Group) -> dict[str, Tensor]:
         invariance, contrast = -group.mean(positives), group.mean(negatives)
         return {"loss": invariance + contrast, "invariance": invariance, "contrast": contrast}
+
+
+class MoCoV3(Criterion):
+    r"""InfoNCE against targets: each query must find its key among those of the other view.
+
+    .. math:: L = 2\tau \bigl(\mathrm{CE}(z_1, t_2) + \mathrm{CE}(z_2, t_1)\bigr), \qquad
+        \mathrm{CE}(q, k) = \frac1N \sum_i \Bigl(-\frac{q_i \cdot k_i}{\tau}
+        + \log\sum_j e^{q_i \cdot k_j/\tau}\Bigr)
+
+    on rows of unit norm. The queries ``z1, z2`` are the predictor's outputs, the keys ``targets``
+    the teacher's embeddings, without gradient. A query meets all N keys of the other view, its own
+    among them, and none of its view; there is no queue.
+
+    Terms: ``invariance`` and ``contrast``, the sums over both directions of the two summands with
+    the factor :math:`2\tau`; the loss is their sum.
+
+    Args:
+        temperature: :math:`\tau`, positive.
+
+    Reference: Chen et al., ICCV 2021, algorithm 1, https://arxiv.org/abs/2104.02057; the authors'
+    code has the factor :math:`2\tau`
+
+    Example:
+        >>> square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> MoCoV3()(square, square, targets=(square, square))["invariance"].round(decimals=3)
+        tensor(-4.)
+    """
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        check_positive(temperature=temperature)
+        self.temperature = temperature
+
+    def terms(
+        self, z1: Tensor, z2: Tensor, targets: tuple[Tensor, Tensor], group: Group = SINGLE
+    ) -> dict[str, Tensor]:
+        t1, t2 = targets
+        positives1, contrast1 = self._logits(z1, t2, group)
+        positives2, contrast2 = self._logits(z2, t1, group)
+        scale = 2 * self.temperature
+        invariance = -scale * group.mean(positives1 + positives2)
+        contrast = scale * group.mean(contrast1 + contrast2)
+        return {"loss": invariance + contrast, "invariance": invariance, "contrast": contrast}
+
+    def _logits(self, z: Tensor, target: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+        queries, keys = normalize_rows(z), normalize_rows(target.detach())
+        positives = (queries * keys).sum(dim=1) / self.temperature
+        return positives, logsumexp_of_keys(queries, group.all_gather(keys), self.temperature)
+
+    def memory(self, n: int, d: int) -> int:
+        return 6 * 2 * n * d + keys_memory(n, n, views=2)
 
 
 class SpectralContrastive(Criterion):

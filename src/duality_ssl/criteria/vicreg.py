@@ -1,4 +1,4 @@
-"""VICReg and the two criteria that turn it, step by step, into a contrastive one."""
+"""VICReg, its form on correlations, and two that turn it, step by step, into a contrastive one."""
 
 from torch import Tensor
 from torch.nn.functional import mse_loss
@@ -9,6 +9,7 @@ from duality_ssl.functional import (
     centered,
     covariance_logsumexp,
     sample_logsumexp,
+    squared_correlation,
     squared_covariance,
     variance_hinge,
 )
@@ -59,6 +60,45 @@ class VICReg(Criterion):
     def _weighted(self, inv: Tensor, var: Tensor, cov: Tensor) -> dict[str, Tensor]:
         loss = self.invariance * inv + self.variance * var + self.covariance * cov
         return {"loss": loss, "invariance": inv, "variance": var, "covariance": cov}
+
+
+class VIbCReg(VICReg):
+    r"""VICReg on the correlations of the dimensions in the place of their covariances.
+
+    .. math:: L = \lambda \frac{1}{ND}\|z_1 - z_2\|_F^2 + \mu \bigl(v(z_1) + v(z_2)\bigr)
+        + \nu \bigl(c(z_1) + c(z_2)\bigr), \qquad
+        c(z) = \frac{1}{D^2} \sum_{i \ne j} (\hat z^\top \hat z)_{ij}^2
+
+    where :math:`\hat z` has centred columns of unit norm and v is :class:`VICReg`'s hinge. Unlike
+    VICReg's the variance term is not halved, and c is divided by D squared. This is the authors'
+    released code. Their projector ends in an iterative normalization, which is not a part of it.
+
+    With ``N < D`` c comes from the ``N x N`` Gram matrix.
+
+    Terms: ``invariance``, ``variance`` and ``covariance`` without their weights.
+
+    Args:
+        invariance: Weight :math:`\lambda`.
+        variance: Weight :math:`\mu`.
+        covariance: Weight :math:`\nu`.
+
+    Reference: Lee & Aune, 2021, section 3, https://arxiv.org/abs/2109.00783
+
+    Example:
+        >>> square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> VIbCReg()(square, square)["loss"]  # uncorrelated, with a standard deviation over 1
+        tensor(0.)
+    """
+
+    def __init__(
+        self, invariance: float = 25, variance: float = 25, covariance: float = 200
+    ) -> None:
+        super().__init__(invariance, variance, covariance)
+
+    def terms(self, z1: Tensor, z2: Tensor, group: Group = SINGLE) -> dict[str, Tensor]:
+        variance = variance_hinge(z1, group) + variance_hinge(z2, group)
+        covariance = squared_correlation(z1, group) + squared_correlation(z2, group)
+        return self._weighted(group.mean(mse_loss(z1, z2)), variance, covariance)
 
 
 class VICRegExp(VICReg):

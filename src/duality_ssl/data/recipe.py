@@ -154,7 +154,7 @@ def _training(images: int, side: int, gpu: bool, given: int | None) -> dict[str,
     while batch > 2 and batch > max(images / 8, min(16, images / 2)):
         batch //= 2
     # images that the fit sees in all: many epochs of few images, few epochs of many
-    seen, least = (8_000_000, 100) if gpu else (300_000 if side <= _SMALL else 60_000, 10)
+    seen, least = (8_000_000, 100) if gpu else (200_000 if side <= _SMALL else 60_000, 10)
     epochs = round(min(400, max(least, seen / images)))
     count = f"{images:,} images"
     length = {"trainer.max_epochs": Choice(epochs, f"{count}: {epochs * images:,} seen in all")}
@@ -181,11 +181,8 @@ def _views(images: int) -> dict[str, Choice]:
     few = images < _FEW
     smallest = 0.4 if few else 0.2 if images < _MANY else 0.08
     strength = f"{images:,} images: {'gentle' if few else 'strong'}"
-    colors = f"{strength} colours" + (", as these may tell classes apart" if few else "")
     return {
         "data.view1.scale": Choice([smallest, 1.0], f"{strength} crops, by area"),
-        "data.view1.hue": Choice(0.05 if few else 0.1, colors),
-        "data.view1.gray": Choice(0.1 if few else 0.2, colors),
         "data.view1.blur": Choice(0.0 if few else 0.5, f"{strength} blur"),
     }
 

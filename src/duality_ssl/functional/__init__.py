@@ -21,6 +21,9 @@ theorem 3.3 (``eps`` of the dtype, 6e-8 in float32): a few ``eps * min(N, D) / |
 for vectors of one norm, more for norms that differ by orders of magnitude (docs/criteria.md). The
 side that is computed loses none of this: its diagonal is set to zero, not subtracted.
 
+The linear theory of stop-gradient and EMA is about weights, not embeddings, and is not exported
+here: see :mod:`~duality_ssl.functional.linear_dynamics`.
+
 Source, unless said otherwise: Garrido et al., *On the duality between contrastive and
 non-contrastive self-supervised learning*, ICLR 2023, https://arxiv.org/abs/2206.02574.
 """
@@ -30,6 +33,7 @@ from duality_ssl.functional.codes import code_temperature, divergence_from_unifo
 from duality_ssl.functional.coding_rate import coding_rate
 from duality_ssl.functional.covariance import (
     cross_correlation,
+    squared_correlation,
     squared_covariance,
     variance,
     variance_hinge,
@@ -42,6 +46,7 @@ from duality_ssl.functional.duality import (
     row_fourth_norm_bounds,
     sample_contrastive_bounds,
 )
+from duality_ssl.functional.entropy import matrix_entropy
 from duality_ssl.functional.gram import (
     cross_gram,
     dimension_contrastive,
@@ -52,25 +57,38 @@ from duality_ssl.functional.gram import (
 from duality_ssl.functional.logsumexp import (
     contrast_logits,
     covariance_logsumexp,
+    logsumexp_of_keys,
     logsumexp_of_others,
     sample_logsumexp,
 )
+from duality_ssl.functional.normality import epps_pulley, quantile_distances
 from duality_ssl.functional.normalization import (
     centered,
     normalize_centered_rows,
+    normalize_columns,
     normalize_rows,
     project_to_ball,
     standardize_columns,
 )
+from duality_ssl.functional.nuclear_norm import nuclear_norm
 from duality_ssl.functional.precision import full_precision
 from duality_ssl.functional.similarity import linear_cka, rsa
 from duality_ssl.functional.sinkhorn import sinkhorn
 from duality_ssl.functional.spectrum import alpha_req, lidar, rankme, singular_values
+from duality_ssl.functional.supervision import (
+    class_logits,
+    class_sums,
+    supervision_gap,
+    supervision_gap_bound,
+)
+from duality_ssl.functional.whitening import whiten
 
 __all__ = [
     "alignment",
     "alpha_req",
     "centered",
+    "class_logits",
+    "class_sums",
     "code_temperature",
     "coding_rate",
     "column_fourth_norm_bounds",
@@ -82,15 +100,21 @@ __all__ = [
     "dimension_contrastive_bounds",
     "dimension_gram",
     "divergence_from_uniform",
+    "epps_pulley",
     "fourth_norms",
     "full_precision",
     "lidar",
     "linear_cka",
+    "logsumexp_of_keys",
     "logsumexp_of_others",
+    "matrix_entropy",
     "norm_regularizer",
     "normalize_centered_rows",
+    "normalize_columns",
     "normalize_rows",
+    "nuclear_norm",
     "project_to_ball",
+    "quantile_distances",
     "random_codes",
     "rankme",
     "row_fourth_norm_bounds",
@@ -101,9 +125,13 @@ __all__ = [
     "sample_logsumexp",
     "singular_values",
     "sinkhorn",
+    "squared_correlation",
     "squared_covariance",
     "standardize_columns",
+    "supervision_gap",
+    "supervision_gap_bound",
     "uniformity",
     "variance",
     "variance_hinge",
+    "whiten",
 ]

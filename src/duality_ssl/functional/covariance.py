@@ -64,6 +64,23 @@ def squared_covariance(z: Tensor, group: Group = SINGLE) -> Tensor:
 
 
 @full_precision
+def squared_correlation(z: Tensor, group: Group = SINGLE) -> Tensor:
+    r"""VIbCReg's covariance term of one view, :math:`\frac{1}{D^2}\sum_{i \ne j} R_{ij}^2`.
+
+    A scalar in [0, 1) from ``z`` of shape ``(n, D)``, divided by D squared. The correlation
+    :math:`R = \hat z^\top \hat z` is that of the dimensions, see :func:`standardize_columns`. With
+    ``N < D`` it is never computed: the sum comes from the ``N x N`` matrix.
+
+    Reference: Lee & Aune, *VIbCReg*, 2021, section 3, https://arxiv.org/abs/2109.00783
+
+    Example:
+        >>> squared_correlation(torch.tensor([[1.0, 4.0], [3.0, 2.0]]))  # R is 1 and -1
+        tensor(0.5000)
+    """
+    return dimension_contrastive(standardize_columns(z, group=group), group) / z.shape[1] ** 2
+
+
+@full_precision
 def cross_correlation(z1: Tensor, z2: Tensor, group: Group = SINGLE) -> tuple[Tensor, Tensor]:
     r"""Correlations :math:`X_{ij}` of dimension i in one view with j in the other (Barlow Twins).
 

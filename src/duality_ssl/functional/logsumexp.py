@@ -1,4 +1,4 @@
-"""Log-sum-exps of similarities: of samples in one view or two, and of dimensions."""
+"""Log-sum-exps of similarities: of samples in one view or two, of keys, and of dimensions."""
 
 from typing import Literal
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from duality_ssl.distributed import SINGLE, Group
 from duality_ssl.functional._kernels import logsumexp as kernels
 from duality_ssl.functional._kernels.dispatch import accelerated
+from duality_ssl.functional._kernels.logsumexp import keys_memory as keys_memory
 from duality_ssl.functional._kernels.logsumexp import logsumexp_memory as logsumexp_memory
 from duality_ssl.functional.normalization import centered
 from duality_ssl.functional.precision import full_precision
@@ -23,6 +24,7 @@ def logsumexp_of_others(
     similarity: Similarity = "cosine",
     views: int = 1,
     group: Group = SINGLE,
+    labels: Tensor | None = None,
 ) -> Tensor:
     r"""Log-sum-exp of each vector with the others, :math:`\log\sum_{j \ne i} e^{s(x_i, x_j)/\tau}`.
 
@@ -36,14 +38,37 @@ def logsumexp_of_others(
             vectors), ``squared`` :math:`p^2`, ``absolute`` :math:`|p|`.
         views: Vectors of each sample, which are not among its others.
         group: Processes that share the work.
+        labels: Classes ``(K,)`` of the vectors, whose others are then those of another class; minus
+            infinity where there is none.
 
     Example:
         >>> logsumexp_of_others(torch.eye(3))  # two others with a product of 0: log 2
         tensor([0.6931, 0.6931, 0.6931])
     """
     logits = kernels.SIMILARITIES[similarity].value(x @ x.T) / temperature
-    sample = torch.arange(len(x), device=x.device) // views
-    return logits.masked_fill(sample[:, None] == sample, -torch.inf).logsumexp(dim=1)
+    if labels is None:
+        labels = torch.arange(len(x), device=x.device) // views
+    return logits.masked_fill(labels[:, None] == labels, -torch.inf).logsumexp(dim=1)
+
+
+@full_precision
+@accelerated(kernels.logsumexp_of_keys, kernels.logsumexp_of_keys_gradient)
+def logsumexp_of_keys(queries: Tensor, keys: Tensor, temperature: float = 1.0) -> Tensor:
+    r"""Log-sum-exp of each query with all keys, :math:`\log\sum_j e^{q_i \cdot k_j/\tau}`.
+
+    A sum over the keys, not a mean, of shape ``(n,)``. Large matrices are computed in tiles, as in
+    :func:`logsumexp_of_others`.
+
+    Args:
+        queries: Vectors ``(n, M)``, this process's.
+        keys: Vectors ``(K, M)``, those of all processes; they get no gradient.
+        temperature: :math:`\tau`.
+
+    Example:
+        >>> logsumexp_of_keys(torch.zeros(1, 3), torch.eye(3))  # three keys with a product of 0
+        tensor([1.0986])
+    """
+    return (queries @ keys.detach().T / temperature).logsumexp(dim=1)
 
 
 @full_precision
@@ -53,6 +78,7 @@ def contrast_logits(
     temperature: float = 1.0,
     similarity: Similarity = "cosine",
     group: Group = SINGLE,
+    labels: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Logit of each positive pair, and the log-sum-exp of each sample's negatives in both views.
 
@@ -61,7 +87,8 @@ def contrast_logits(
 
     Returns:
         Logits of this process's pairs, shape ``(n,)``, and the log-sum-exp over the ``2 N - 2``
-        others in both views, without the sample itself and its partner, shape ``(n, 2)``.
+        others in both views, without the sample itself and its partner, shape ``(n, 2)``. With
+        ``labels`` of this process's samples, ``(n,)``, it is over those of another class.
 
     Example:
         >>> contrast_logits(torch.eye(2), torch.eye(2))  # two negatives with a cosine of 0
@@ -70,7 +97,8 @@ def contrast_logits(
     """
     positives = kernels.SIMILARITIES[similarity].value((z1 * z2).sum(dim=1)) / temperature
     both = group.gather(torch.stack([z1, z2], dim=1))  # (N, 2, D)
-    lse = logsumexp_of_others(both.flatten(0, 1), temperature, similarity, 2, group)
+    classes = None if labels is None else group.all_gather(labels).repeat_interleave(2)
+    lse = logsumexp_of_others(both.flatten(0, 1), temperature, similarity, 2, group, classes)
     return positives, lse.view(-1, 2)[group.own(len(z1))]
 
 

@@ -36,6 +36,20 @@ def normalize_rows(z: Tensor, length: float = 1.0) -> Tensor:
 
 
 @full_precision
+def normalize_columns(z: Tensor, length: float = 1.0, group: Group = SINGLE) -> Tensor:
+    """Scale each dimension to norm ``length`` over the batch, without centring it (FroSSL).
+
+    A dimension of norm 1e-12 or less becomes zero and gets zero gradient.
+
+    Example:
+        >>> normalize_columns(torch.tensor([[3.0, 0.0], [4.0, 0.0]]))
+        tensor([[0.6000, 0.0000],
+                [0.8000, 0.0000]])
+    """
+    return _of_length(z, length, z.new_tensor(SHORTEST), dim=0, group=group)
+
+
+@full_precision
 def normalize_centered_rows(z: Tensor, length: float = 1.0, group: Group = SINGLE) -> Tensor:
     """Centre each dimension over the batch, then scale each row to norm ``length`` (SimCLR A).
 

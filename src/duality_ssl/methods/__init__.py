@@ -11,18 +11,28 @@ __all__ = [
     "BYOL",
     "DCL",
     "DINO",
+    "MMCR",
+    "NSCL",
     "TCR",
+    "WMSE",
     "BarlowTwins",
     "CPLearn",
+    "CorInfoMax",
+    "FroSSL",
     "FrozenBackbone",
     "JointEmbedding",
+    "LeJEPA",
+    "MoCoV3",
     "SimCLR",
     "SimSiam",
     "SpectralContrastive",
+    "SupCon",
     "SwAV",
     "VICReg",
     "VICRegCtr",
     "VICRegExp",
+    "VISReg",
+    "VIbCReg",
 ]
 
 
@@ -32,6 +42,14 @@ class SimCLR(JointEmbedding, criterion=criteria.SimCLR):
 
 class DCL(JointEmbedding, criterion=criteria.DCL):
     """SimCLR with the positive left out of the log-sum (decoupled contrastive learning)."""
+
+
+class NSCL(JointEmbedding, criterion=criteria.NSCL):
+    """DCL with negatives of other classes only (negatives-only supervised contrastive learning)."""
+
+
+class SupCon(JointEmbedding, criterion=criteria.SupCon):
+    """All samples of a class are positives (supervised contrastive learning)."""
 
 
 class SpectralContrastive(JointEmbedding, criterion=criteria.SpectralContrastive):
@@ -58,10 +76,42 @@ class TCR(JointEmbedding, criterion=criteria.TCR):
     """Total coding rate of the embeddings and the cosine of the positives (TCR)."""
 
 
+class VIbCReg(JointEmbedding, criterion=criteria.VIbCReg):
+    """VICReg on the correlations of the dimensions (VIbCReg)."""
+
+
+class FroSSL(JointEmbedding, criterion=criteria.FroSSL):
+    """Views that agree and a flat spectrum, by Frobenius norms (FroSSL)."""
+
+
+class MMCR(JointEmbedding, criterion=criteria.MMCR):
+    """Nuclear norm of the centroids of the views (maximum manifold capacity)."""
+
+
+class LeJEPA(JointEmbedding, criterion=criteria.LeJEPA):
+    """Embeddings that are normal along random directions, by characteristic functions (LeJEPA)."""
+
+
+class VISReg(JointEmbedding, criterion=criteria.VISReg):
+    """Embeddings that are normal along random directions, by quantiles (VISReg)."""
+
+
+class CorInfoMax(JointEmbedding, criterion=criteria.CorInfoMax):
+    """Log-determinants of covariances that remember earlier batches (CorInfoMax)."""
+
+
+class WMSE(JointEmbedding, criterion=criteria.WMSE):
+    """Distance of the views after whitening (W-MSE)."""
+
+
 class BYOL(
     JointEmbedding, criterion=criteria.Regression, predictor="4096-d", teacher_momentum=0.99
 ):
     """Predicts the teacher's embedding of the other view (BYOL)."""
+
+
+class MoCoV3(JointEmbedding, criterion=criteria.MoCoV3, predictor="4096-d", teacher_momentum=0.99):
+    """InfoNCE against the keys of a teacher (MoCo v3)."""
 
 
 class SimSiam(

@@ -40,14 +40,19 @@ SIMILARITIES = {
 
 
 def logsumexp_of_others(
-    x: Tensor, temperature: float, similarity: str, views: int, group: Group
+    x: Tensor,
+    temperature: float,
+    similarity: str,
+    views: int,
+    group: Group,
+    labels: Tensor | None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     form = SIMILARITIES[similarity]
     keep = len(x) ** 2 <= 2 * _KEPT * group.world_size
     lse, kept = x.new_full((len(x),), -torch.inf), []
     for rows, columns in _tiles(x, views, group):
-        products = _products(x, rows, columns, temperature, form)
-        logits = _logits(products, rows == columns, views, form)
+        products = _products(x[rows], x[columns], _scale(temperature, form))
+        logits = _logits(products, rows, columns, views, form, labels)
         _add_exps(lse[rows], logits, 1)
         if rows != columns:
             _add_exps(lse[columns], logits, 0)
@@ -66,13 +71,15 @@ def logsumexp_of_others_gradient(
     similarity: str,
     views: int,
     group: Group,
+    labels: Tensor | None,
 ) -> Tensor:
     """Return this process's part of the gradient; the gather that gave it ``x`` adds the parts."""
     lse, *kept = saved
     form, grad, result = SIMILARITIES[similarity], group.sum(grad), torch.zeros_like(x)
+    scale = _scale(temperature, form)
     for index, (rows, columns) in enumerate(_tiles(x, views, group)):
-        products = kept[index] if kept else _products(x, rows, columns, temperature, form)
-        logits = _logits(products, rows == columns, views, form)
+        products = kept[index] if kept else _products(x[rows], x[columns], scale)
+        logits = _logits(products, rows, columns, views, form, labels)
         weights = (logits - lse[rows, None]).exp_().mul_(grad[rows, None])
         # A product differs from its mirror image by rounding, which an exponential would magnify:
         # each softmax is taken from the same logits as its log-sum-exp.
@@ -82,17 +89,47 @@ def logsumexp_of_others_gradient(
             weights += logits.sub_(lse[columns]).exp_().mul_(grad[columns])
         if form.derivative is not None:
             weights *= form.derivative(products)
-        scale = _scale(temperature, form)
         result[rows].addmm_(weights, x[columns], alpha=scale)
         if rows != columns:
             result[columns].addmm_(weights.T, x[rows], alpha=scale)
     return result
 
 
+def logsumexp_of_keys(
+    queries: Tensor, keys: Tensor, temperature: float
+) -> tuple[Tensor, Sequence[Tensor]]:
+    keep = len(queries) * len(keys) <= _KEPT
+    lse, kept = queries.new_full((len(queries),), -torch.inf), []
+    for rows, columns in itertools.product(_parts(queries), _parts(keys)):
+        logits = _products(queries[rows], keys[columns], 1 / temperature)
+        _add_exps(lse[rows], logits, 1)
+        if keep:
+            kept.append(logits)
+    return lse, [lse, *kept]
+
+
+def logsumexp_of_keys_gradient(
+    grad: Tensor, queries: Tensor, saved: Sequence[Tensor], keys: Tensor, temperature: float
+) -> Tensor:
+    lse, *kept = saved
+    result, scale = torch.zeros_like(queries), 1 / temperature
+    tiles = itertools.product(_parts(queries), _parts(keys))
+    for index, (rows, columns) in enumerate(tiles):
+        logits = kept[index] if kept else _products(queries[rows], keys[columns], scale)
+        weights = (logits - lse[rows, None]).exp_().mul_(grad[rows, None])
+        result[rows].addmm_(weights, keys[columns], alpha=scale)
+    return result
+
+
 def logsumexp_memory(vectors: int) -> int:
     """Estimate the numbers that forward and backward pass hold beside the vectors and gradients."""
-    triangle = vectors**2 // 2
-    return min(triangle, 2**20) + (triangle if triangle <= _KEPT else 0)
+    return keys_memory(vectors, vectors // 2)  # one triangle
+
+
+def keys_memory(queries: int, keys: int, views: int = 1) -> int:
+    """As :func:`logsumexp_memory`, of as many matrices of queries and keys as there are views."""
+    products = queries * keys
+    return min(products, 2**20) + (views * products if products <= _KEPT else 0)
 
 
 def _tiles(x: Tensor, views: int, group: Group) -> list[tuple[slice, slice]]:
@@ -102,7 +139,7 @@ def _tiles(x: Tensor, views: int, group: Group) -> list[tuple[slice, slice]]:
     tile that is computed in vain is little; wider on an accelerator, which they have to fill.
     """
     samples = len(x) // views
-    cuts = -(-len(x) // (512 if x.device.type == "cpu" else 4096))
+    cuts = -(-len(x) // _width(x))
     if group.world_size > 1:  # so that each has as many tiles, on the diagonal and off it
         multiple = 2 * group.world_size
         cuts = -(-cuts // multiple) * multiple
@@ -114,22 +151,38 @@ def _tiles(x: Tensor, views: int, group: Group) -> list[tuple[slice, slice]]:
     return tiles[group.rank :: group.world_size]
 
 
+def _parts(x: Tensor) -> list[slice]:
+    """Rows of a tile."""
+    return [slice(start, start + _width(x)) for start in range(0, len(x), _width(x))]
+
+
+def _width(x: Tensor) -> int:
+    return 512 if x.device.type == "cpu" else 4096
+
+
 def _scale(temperature: float, form: Similarity) -> float:
     """What the products are multiplied by, so that their similarities are over the temperature."""
     return temperature ** (-1 / form.degree)
 
 
-def _products(
-    x: Tensor, rows: slice, columns: slice, temperature: float, form: Similarity
+def _products(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    # scaled by the product itself, without a pass over the tile
+    return torch.addmm(a.new_zeros(()), a, b.T, beta=0, alpha=scale)
+
+
+def _logits(
+    products: Tensor,
+    rows: slice,
+    columns: slice,
+    views: int,
+    form: Similarity,
+    labels: Tensor | None,
 ) -> Tensor:
-    scale = _scale(temperature, form)  # by the product itself, without a pass over the tile
-    return torch.addmm(x.new_zeros(()), x[rows], x[columns].T, beta=0, alpha=scale)
-
-
-def _logits(products: Tensor, on_diagonal: bool, views: int, form: Similarity) -> Tensor:
-    """Similarities over the temperature, with -inf where a sample meets itself in any view."""
+    """Similarities over the temperature, with -inf where a sample meets itself or its class."""
     logits = form.value(products)
-    if on_diagonal:
+    if labels is not None:
+        logits.masked_fill_(labels[rows, None] == labels[columns], -torch.inf)
+    elif rows == columns:
         samples = len(logits) // views
         logits.view(samples, views, samples, views).diagonal(dim1=0, dim2=2).fill_(-torch.inf)
     return logits
