@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from duality_ssl import methods
+from duality_ssl import criteria, methods
 from duality_ssl.cli import main
 from duality_ssl.cli.command import method_names
 from duality_ssl.data import SSLDataModule, View
@@ -89,6 +90,26 @@ def test_published_settings_say_only_what_differs(path: Path) -> None:
             before_it = before.get(name, list(default) if isinstance(default, tuple) else default)
             assert yaml_number(value) != yaml_number(before_it), name
     assert own.get("trainer", {}) != data["trainer"]
+
+
+@pytest.mark.parametrize("data", ["cifar", "imagenet100"])
+def test_published_weights_give_the_losses_of_solo_learn(data: str) -> None:
+    """Whose VICReg does not halve the variance, and whose Barlow Twins has a factor of 0.1."""
+    z1, z2 = torch.randn(2, 16, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    c1, c2 = (z - z.mean(dim=0) for z in (z1, z2))
+    variance = sum((1 - (z.var(dim=0) + 1e-4).sqrt()).relu().mean() for z in (z1, z2))
+    squares = [(c.T @ c / 15).square() for c in (c1, c2)]
+    covariance = sum(c.sum() - c.diagonal().sum() for c in squares) / 5
+    vicreg = 25 * (z1 - z2).square().mean() + 25 * variance + covariance
+    x = (c1 / z1.std(dim=0, correction=0)).T @ (c2 / z2.std(dim=0, correction=0)) / 16
+    off = x.square().sum() - x.diagonal().square().sum()
+    barlow_twins = 0.1 * ((x.diagonal() - 1).square().sum() + 0.0051 * off)
+    for name, expected in (("vicreg", vicreg), ("barlow_twins", barlow_twins)):
+        model = yaml.safe_load((CONFIGS / f"published/{data}_{name}.yaml").read_text())["model"]
+        criterion = getattr(criteria, model["class_path"])
+        taken = inspect.signature(criterion).parameters.keys() & model["init_args"].keys()
+        loss = criterion(**{each: model["init_args"][each] for each in taken})(z1, z2)["loss"]
+        torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
 
 
 def yaml_number(value: Any) -> Any:
