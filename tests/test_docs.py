@@ -65,9 +65,9 @@ def test_readme_names_every_method() -> None:
 
 
 def test_table_of_methods_is_that_of_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise run benchmarks/methods.py."""
+    """Otherwise run benchmarks/table_of_methods.py."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    table = importlib.import_module("methods").table()
+    table = importlib.import_module("table_of_methods").table()
     page = (ROOT / "docs/methods.md").read_text("utf-8")
     assert f"<!-- table methods -->\n{table}\n<!-- end methods -->" in page
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()[2:]]

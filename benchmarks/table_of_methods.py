@@ -1,11 +1,12 @@
 """Write the table of docs/methods.md from the classes.
 
-    python benchmarks/methods.py
+    python benchmarks/table_of_methods.py
 
 A row is a method, or the config of a variant. It says what stands in the docstrings, signatures and
 attributes of the method and its criterion, and in the first line of the config.
 """
 
+import argparse
 import inspect
 import re
 from collections.abc import Iterator
@@ -113,4 +114,7 @@ def needs(method: type[JointEmbedding]) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    ).parse_args()
     write_table(PAGE, "methods", table())
