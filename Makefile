@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-STUDIES := digits_methods fashion_mnist_methods \
-  $(addprefix digits_,vicreg_ctr figure_1 normalization similarity batch_size epochs)
+STUDIES := $(addprefix digits_,methods vicreg_ctr figure_1 normalization similarity batch_size epochs) \
+  $(addprefix fashion_mnist_,methods figure_1 batch_size)
 BENCHMARKS := criteria growth kernels augmentation optimizers training startup threads folders
 
 .PHONY: help demo figure-1 studies test test-slow mutants lint fit bench clean

@@ -24,6 +24,7 @@ from duality_ssl.evaluation import Settings, evaluate
 from duality_ssl.reports import figure, table
 from duality_ssl.reports.figures import Figure
 from duality_ssl.reports.names import heading
+from duality_ssl.reports.rows import distinct
 from duality_ssl.reports.sources import read
 from duality_ssl.reports.tables import Table
 from duality_ssl.sweeps import append_row, read_rows
@@ -37,6 +38,7 @@ METHODS = ("VICReg", "VICReg-exp", "VICReg-ctr", "SimCLR, original", "SimCLR, tu
 SCORES = ["few_label_top1", "linear_top1", "knn_top1", "online_top1"]
 LABEL_FREE = ["rankme", "lidar", "alpha_req"]
 COVARIANCE = "model.covariance"
+TUNED = ("digits_normalization", "digits_similarity")  # beside figure 1, with further methods
 
 Drawn = Figure | Table | str
 
@@ -76,9 +78,13 @@ def _draw(sweep: str, draw: Callable[..., Drawn], options: dict[str, Any]) -> Dr
     return draw(sorted(read([rows_of(sweep)]), key=place), **options)
 
 
-def tuning(sweep: str) -> str:
-    """What each label-free score would have chosen while tuning, against the labelled choice."""
-    rows = [row for row in read_rows(rows_of(sweep)) if row.get("phase") == "tune"]
+def tuning(*sweeps: str) -> str:
+    """What each label-free score would have chosen while tuning, against the labelled choice.
+
+    Several sweeps may share the runs of a method: it has one line.
+    """
+    found = (row for sweep in sweeps for row in read_rows(rows_of(sweep)))
+    rows = distinct(row for row in found if row.get("phase") == "tune")
     lines = [["Method", "Chosen", "5 labels a class", *map(heading, LABEL_FREE)]]
     lines += [["---", "---", *["---:"] * 4]]
     for method in dict.fromkeys(row["cell"]["method"] for row in rows):
@@ -112,7 +118,8 @@ def blocks() -> Iterator[Block]:
     of_score = partial(of, first, figure, kind="score", **panels)
     small = {"kind": "score", "score": "few_label_top1", "x": "d", "order": METHODS}
     yield study("figure_1_small", of("figure_1_small", figure, **small))
-    yield study("tuning", partial(tuning, first) if rows_of(first).is_file() else None)
+    tuned = [name for name in (first, *TUNED) if rows_of(name).is_file()]
+    yield study("tuning", partial(tuning, *tuned) if tuned else None)
     yield study("figure_1", of_score(score="few_label_top1"))
     yield study("figure_1_linear", of_score(score="linear_top1"))
     for score in ("few_label_top1", "linear_top1"):
@@ -136,6 +143,8 @@ def blocks() -> Iterator[Block]:
         yield study(f"{name}_features", of_score(score=f"{name}_features"))
     batches = of("digits_batch_size", figure, kind="score", score=score, x="batch")
     yield study("batch_size", batches)
+    for sweep in ("fashion_mnist_batch_size", "fashion_mnist_figure_1"):
+        yield study(sweep, of(sweep, table, scores=SCORES))
     yield study("epochs", of("digits_epochs", table, scores=SCORES))
     yield study("label_free", scatter(x=LABEL_FREE, **ranked))
     yield study("label_free_table", of(first, table, kind="correlation"))

@@ -331,7 +331,7 @@ def _flops(name: str, arguments: dict[str, Any], d: int, rows: int) -> tuple[int
     return counter.get_total_flops(), messages.largest
 
 
-NO_PRODUCTS = {"DINO"}  # nothing but elementwise work on each process's own rows
+NO_PRODUCTS = {"DINO", "Regression"}  # nothing but elementwise work on each process's own rows
 
 
 @pytest.mark.parametrize(

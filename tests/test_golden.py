@@ -232,11 +232,14 @@ RESOLVED: dict[str, dict[str, Any]] = {
     "data/fashion_mnist.yaml": {
         **GREY_IMAGES,
         "data.view1": {
-            **{**CROP_AND_BLUR, "scale": [0.2, 1.0]},
+            **{**CROP_AND_BLUR, "scale": [0.3, 1.0], "flip": 0},
             **{**BYOL_COLOURS, "gray": 0, "blur": 0, "solarize": 0},
+            **{"brightness": 0.6, "contrast": 0.6},
         },
         "data.subset": 10_000,
-        "trainer.max_epochs": 10,
+        "data.image_size": 16,
+        "model.init_args.base_lr": 0.004,
+        "trainer.max_epochs": 30,
     },
     "augmentations/symmetric.yaml": {  # SimCLR, appendix A, strength 1
         "data.view1": {

@@ -7,17 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.criteria_cases import make_views
+from helpers.references import grid
 from torch import Tensor
 
 from duality_ssl.criteria import DCL, NSCL, MoCoV3, SimCLR, SupCon
 from duality_ssl.functional import supervision_gap, supervision_gap_bound
-
-
-def grid(n: int, d: int, s: int = 1) -> Tensor:
-    """Numbers that nothing draws."""
-    k = torch.arange(1, n * d + 1, dtype=torch.float64)
-    return (s * k * k).sin().reshape(n, d)
-
 
 Z1, LABELS = grid(8, 5), torch.arange(8) // 2
 Z2 = Z1 + grid(8, 5, 2) / 2

@@ -5,16 +5,11 @@ import math
 import pytest
 import torch
 from helpers.criteria_cases import make_views
+from helpers.references import grid
 from torch import Tensor
 
 from duality_ssl.criteria import CPLearn
 from duality_ssl.functional import code_temperature
-
-
-def grid(n: int, d: int, s: int = 1) -> Tensor:
-    k = torch.arange(1, n * d + 1, dtype=torch.float64)
-    return (s * k * k).sin().reshape(n, d)
-
 
 Z = grid(8, 5), grid(8, 5) + grid(8, 5, 2) / 2
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.criteria_cases import make_views
 from helpers.gloo_processes import Processes, start_processes
+from helpers.references import grid
 from helpers.references_prototypes import dino, swav
 from torch import Tensor, nn
 
@@ -18,11 +19,6 @@ from duality_ssl.functional import normalize_rows
 D = 5
 SWAV = {"temperature": 0.1, "epsilon": 0.05, "iterations": 3}
 DINOS = {"temperature": 0.1, "teacher_temperature": 0.04}
-
-
-def grid(n: int, d: int, s: int = 1) -> Tensor:
-    k = torch.arange(1, n * d + 1, dtype=torch.float64)
-    return (s * k * k).sin().reshape(n, d)
 
 
 Z = grid(8, 5), grid(8, 5) + grid(8, 5, 2) / 2

@@ -2,17 +2,11 @@
 
 import pytest
 import torch
-from torch import Tensor
+from helpers.references import grid
 from torch.nn.functional import cosine_similarity
 
 from duality_ssl.criteria import Regression
 from duality_ssl.methods import BYOL, SimSiam
-
-
-def grid(n: int, d: int, s: int = 1) -> Tensor:
-    k = torch.arange(1, n * d + 1, dtype=torch.float64)
-    return (s * k * k).sin().reshape(n, d)
-
 
 Z1 = grid(8, 5)
 Z2 = Z1 + grid(8, 5, 2) / 2

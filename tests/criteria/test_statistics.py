@@ -7,15 +7,11 @@ from typing import Any
 import pytest
 import torch
 from helpers.criteria_cases import make_views
+from helpers.references import grid
 from torch import Tensor
 
 from duality_ssl import functional
 from duality_ssl.criteria import MMCR, CorInfoMax, Criterion, FroSSL, LeJEPA, VIbCReg, VISReg
-
-
-def grid(n: int, d: int, s: int = 1) -> Tensor:
-    k = torch.arange(1, n * d + 1, dtype=torch.float64)
-    return (s * k * k).sin().reshape(n, d)
 
 
 def along(directions: Tensor, criterion: Criterion) -> Criterion:

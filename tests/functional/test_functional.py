@@ -440,7 +440,7 @@ def test_functions_leave_autocast(
         assert torch.equal(ours, exact)
 
 
-NO_GRADIENT = {"alpha_req", "lidar", "rankme", "singular_values"}
+NO_GRADIENT = {"alpha_req", "lidar", "rankme", "singular_values", "sinkhorn"}
 BOUNDS = {"sample_contrastive_bounds", "dimension_contrastive_bounds", "supervision_gap_bound"}
 MORE_SAMPLES = {"whiten"}  # more than dimensions; tests/criteria/test_whitening.py has it
 EXEMPT = NO_GRADIENT | BOUNDS | MORE_SAMPLES

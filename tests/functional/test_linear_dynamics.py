@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.references import grid
 from torch import Tensor
 
 from duality_ssl.functional import linear_dynamics, linear_equilibria
@@ -37,12 +38,6 @@ with_and_without_ema = pytest.mark.parametrize("flow", [stop_gradient_flow, EMA]
 each_flow = pytest.mark.parametrize(
     "flow", [gradient_flow, stop_gradient_flow, EMA], ids=["gradient", "SG", "EMA"]
 )
-
-
-def grid(n: int, d: int, s: int = 1) -> Tensor:
-    """A matrix that draws nothing at random, the same in every library."""
-    k = torch.arange(1, n * d + 1, dtype=torch.float64)
-    return (s * k * k).sin().reshape(n, d)
 
 
 def one_dimensional(weight_decay: float = 0.05) -> Problem:

@@ -5,18 +5,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers import references
+from helpers.references import grid
 from torch import Tensor
 
 from duality_ssl.functional import linear_cka, normalize_rows, rsa
 
 Measure = Callable[[Tensor, Tensor], Tensor]
 each_measure = pytest.mark.parametrize("measure", [linear_cka, rsa])
-
-
-def grid(n: int, d: int, s: int = 1) -> Tensor:
-    """A matrix that draws nothing at random, the same in every library."""
-    k = torch.arange(1, n * d + 1, dtype=torch.float64)
-    return (s * k * k).sin().reshape(n, d)
 
 
 def cka_of_cosines(x: Tensor, y: Tensor) -> Tensor:

@@ -15,6 +15,17 @@ from torch import Tensor
 Array = Any  # NDArray[np.float64] or Tensor; what is computed of it is called a float below
 
 
+def grid(n: int, d: int, s: int = 1) -> Tensor:
+    """A matrix that draws nothing at random, the same in every library."""
+    k = torch.arange(1, n * d + 1, dtype=torch.float64)
+    return (s * k * k).sin().reshape(n, d)
+
+
+def like(rows: Tensor, z: Array) -> Array:
+    """Rows in the form of the embeddings, an array or a tensor."""
+    return rows if isinstance(z, Tensor) else rows.numpy()
+
+
 def exp(value: Any) -> Any:
     return value.exp() if isinstance(value, Tensor) else math.exp(value)
 

@@ -3,15 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from helpers.references import CONTRASTS, Array, logsumexp, normalized, unit_rows
+from helpers.references import CONTRASTS, Array, like, logsumexp, normalized, unit_rows
 from torch import Tensor
 
 SIMILARITIES = {"cosine": lambda p: p, "squared": lambda p: p * p, "absolute": abs}
-
-
-def like(rows: Tensor, z: Array) -> Array:
-    """Rows in the form of the embeddings, an array or a tensor."""
-    return rows if isinstance(z, Tensor) else rows.numpy()
 
 
 def nscl(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from helpers import references
-from helpers.references import Array, log, mean_squared_error, sqrt, unit_rows, variance_hinge
+from helpers.references import Array, like, log, mean_squared_error, sqrt, unit_rows, variance_hinge
 from torch import Tensor
 
 
@@ -54,10 +54,6 @@ def mmcr(z1: Array, z2: Array, compactness: float) -> float:
     return -nuclear_norm((u1 + u2) / 2) + compactness * local
 
 
-def drawn_like(z: Array, drawn: Tensor) -> Array:
-    return drawn if isinstance(z, Tensor) else drawn.numpy()
-
-
 def number(value: Any) -> float:
     """Without a gradient."""
     return value.item() if isinstance(value, Tensor) else value
@@ -84,7 +80,7 @@ def epps_pulley(values: list[float]) -> float:
 
 
 def lejepa(z1: Array, z2: Array, regularization: float, drawn: Tensor) -> float:
-    directions, total = drawn_like(z1, drawn), 0.0
+    directions, total = like(drawn, z1), 0.0
     for z in (z1, z2):
         for a in directions.T:
             total += epps_pulley([row @ a for row in z]) / (2 * len(directions.T))
@@ -92,7 +88,7 @@ def lejepa(z1: Array, z2: Array, regularization: float, drawn: Tensor) -> float:
 
 
 def visreg(z1: Array, z2: Array, regularization: float, drawn: Tensor) -> float:
-    (n, d), directions, total = z1.shape, drawn_like(z1, drawn), 0.0
+    (n, d), directions, total = z1.shape, like(drawn, z1), 0.0
     quantiles = [NormalDist().inv_cdf(i / (n + 1)) for i in range(1, n + 1)]
     for z in (z1, z2):
         means = [sum(z[:, j]) / n for j in range(d)]

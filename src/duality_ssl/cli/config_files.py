@@ -26,29 +26,30 @@ class CommandLine:
         self.words: list[str] = []
         """For the parser."""
         self.configs: dict[Path, Config] = {}
-        """Contents of the configs."""
         self.ckpt_path: str | None = None
         """The checkpoint that is named last, by the option or in a config."""
+        self._method: list[str] = []
         rest = iter(words)
         for word in rest:
             flag, equals, value = word.partition("=")
             if re.match("-c[^=]", word):
                 flag, equals, value = "-c", "=", word[2:]
-            if flag not in ("-c", "--config", "--ckpt_path"):
+            if flag not in ("-c", "--config", "--ckpt_path", "--model", "--model.class_path"):
                 self.words.append(word)
             elif equals or (value := next(rest, "")):
                 self._add(flag, value)
             else:  # the parser misses the value
                 self.words.append(flag)
-        # a class that is named later would keep the defaults of the one before
-        method = self._method()
-        self._first = [] if method is None else ["--model", method]
-        self.words[1:1] = self._first
+        # before all others: a class that follows another one would get that one's defaults
+        self.words[1:1] = self._method
 
     def _add(self, flag: str, value: str) -> None:
-        if flag == "--ckpt_path":
+        if flag not in ("-c", "--config"):
             self.words += [flag, value]
-            self.ckpt_path = None if value == "null" else value
+            if flag == "--ckpt_path":
+                self.ckpt_path = None if value == "null" else value
+            else:
+                self._method = ["--model", value]
             return
         path = Path(value)
         if not path.is_file():
@@ -60,22 +61,11 @@ class CommandLine:
         self.words += ["--config", text]
         self.configs[path] = content
         if "ckpt_path" in content:
-            named = content["ckpt_path"]
-            self.ckpt_path = None if named is None else str(named)
-
-    def _method(self) -> str | None:
-        """The class of the method that is named last, by the option or in a config."""
-        found = None
-        for flag, value in pairwise([*self.words, ""]):
-            option, equals, given = flag.partition("=")
-            if option in ("--model", "--model.class_path"):
-                found = given if equals else value
-            elif flag == "--config":
-                config = yaml.safe_load(value)
-                model = config.get("model") if isinstance(config, dict) else None
-                named = model.get("class_path") if isinstance(model, dict) else model
-                found = named if isinstance(named, str) else found
-        return found
+            self.ckpt_path = content["ckpt_path"] and str(content["ckpt_path"])
+        model = content.get("model")
+        named = model.get("class_path") if isinstance(model, dict) else model
+        if isinstance(named, str):
+            self._method = ["--model", named]
 
     def modules(self) -> set[str]:
         """Modules of the classes and functions that the user names."""
@@ -91,11 +81,10 @@ class CommandLine:
             return self.words
         for name in self._appended():
             config = without(config, name.split("."))
-        rest = self.words[1 + len(self._first) :]
-        return [self.words[0], *self._first, "--config", yaml.safe_dump(config), *rest]
+        first = 1 + len(self._method)
+        return [*self.words[:first], "--config", yaml.safe_dump(config), *self.words[first:]]
 
     def _appended(self) -> set[str]:
         names = [word.partition("=")[0][2:] for word in self.words if word.startswith("--")]
-        for config in self.configs.values():
-            names += flatten(config)
+        names += [name for config in self.configs.values() for name in flatten(config)]
         return {name.partition("+")[0] for name in names if "+" in name}
