@@ -26,8 +26,9 @@ LARS = {
         "nesterov": False,
         "clip": False,
         "eps": 1e-8,
-    }
-    | {"weight_decay": 0.0, "lr": 0.001},
+        "weight_decay": 0.0,
+        "lr": 0.001,
+    },
 }
 NO_CHANGE = dict.fromkeys(field.name for field in fields(ViewChanges))
 BYOL_COLOURS = {  # BYOL, table 6 of its appendix; VICReg's and Barlow Twins' code has the same
