@@ -20,7 +20,7 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
 PAGE = ROOT / "docs" / "benchmarks.md"
-PARTS = {"measure", "render", "studies", "targets", "textbook"}
+PARTS = {"measure", "render", "studies", "table_of_methods", "targets", "textbook"}
 SCRIPTS = sorted({path.stem for path in FOLDER.glob("*.py")} - PARTS)
 FLOATS = 2**18  # 1 MiB in float32
 

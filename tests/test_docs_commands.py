@@ -125,7 +125,7 @@ def out_of_reach(words: Sequence[str]) -> bool:
     configs = [Path(value) for value in values(words, "-c", "--config")]
     hardware = {path.stem for path in configs if path.parent.name == "hardware"}
     sources = {path.stem for path in configs if path.parent.name == "data"}
-    missing = {"imagenet", "cifar10", "cifar100", "stl10"}
+    missing = {"imagenet", "imagenet100", "cifar10", "cifar100", "stl10"}
     missing |= set() if FASHION_MNIST.is_dir() else {"fashion_mnist"}
     devices = {int(count) for count in values(words, "--trainer.devices")}
     return bool(

@@ -20,8 +20,15 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 LARS = {
     "class_path": "duality_ssl.optim.LARS",
     # VICReg's released code, main_vicreg.py; weight decay and rate are the method's
-    "init_args": {"momentum": 0.9, "trust_coefficient": 0.001, "nesterov": False, "eps": 1e-8}
-    | {"weight_decay": 0.0, "lr": 0.001},
+    "init_args": {
+        "momentum": 0.9,
+        "trust_coefficient": 0.001,
+        "nesterov": False,
+        "clip": False,
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "lr": 0.001,
+    },
 }
 NO_CHANGE = dict.fromkeys(field.name for field in fields(ViewChanges))
 BYOL_COLOURS = {  # BYOL, table 6 of its appendix; VICReg's and Barlow Twins' code has the same

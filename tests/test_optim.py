@@ -75,7 +75,10 @@ def reference_lars_step(
     decay, trust = 0.0, 1.0
     if group["adapt"] and weight_norm > 0 and gradient_norm > 0:
         decay = group["weight_decay"]
-        trust = 0.001 * weight_norm / (gradient_norm + decay * weight_norm + 1e-8)
+        trust = group.get("eta", 0.001) * weight_norm
+        trust /= gradient_norm + decay * weight_norm + 1e-8
+        if group.get("clip"):
+            trust = min(trust, group["lr"]) / group["lr"]
     momentum, lr = group["momentum"], group["lr"]
     update = [trust * (g + decay * w) for w, g in zip(weight, gradient, strict=True)]
     velocity = [momentum * v + u for v, u in zip(velocity, update, strict=True)]
@@ -95,13 +98,19 @@ MOMENTA = pytest.mark.parametrize(
 
 @MOMENTA
 @pytest.mark.parametrize(
-    "adapt", [None, True, False], ids=["adapt-by-weight-decay", "adapt-all", "adapt-none"]
+    ("adapt", "clip"),
+    [(None, False), (True, False), (False, False), (True, True)],
+    ids=["adapt-by-weight-decay", "adapt-all", "adapt-none", "clip"],
 )
-def test_lars_matches_reference(momentum: float, nesterov: bool, adapt: bool | None) -> None:
+def test_lars_matches_reference(
+    momentum: float, nesterov: bool, adapt: bool | None, clip: bool
+) -> None:
     ours, plain = groups(torch.float64), groups(torch.float64)
     for group in ours:
         group["adapt"] = adapt
-    optimizer = LARS(ours, lr=0.5, momentum=momentum, nesterov=nesterov)
+    eta = 0.2 if clip else 0.001  # some tensors are clipped, others are not
+    options: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "clip": clip}
+    optimizer = LARS(ours, lr=0.5, trust_coefficient=eta, **options)
     weights = [parameter.flatten().tolist() for parameter in values(plain)]
     velocities = [[0.0] * len(weight) for weight in weights]
     for step in range(STEPS):
@@ -110,7 +119,7 @@ def test_lars_matches_reference(momentum: float, nesterov: bool, adapt: bool | N
         optimizer.step()
         position = 0
         for group in plain:
-            rule = {**group, "momentum": momentum, "nesterov": nesterov}
+            rule = {**group, **options, "eta": eta}
             rule["adapt"] = group["weight_decay"] != 0 if adapt is None else adapt
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -227,6 +236,15 @@ def test_lars_step_never_waits_for_the_device() -> None:
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()
     optimizer.step()
+
+
+def test_clipped_lars_keeps_its_momentum_finite_at_the_start_of_a_warm_up() -> None:
+    weight = nn.Parameter(torch.ones(3, 2))
+    optimizer = LARS([{"params": [weight], "adapt": True}], lr=0.0, clip=True)
+    weight.grad = torch.ones(3, 2)
+    optimizer.step()
+    assert torch.equal(weight, torch.ones(3, 2))
+    assert torch.equal(optimizer.state[weight]["momentum_buffer"], torch.ones(3, 2))
 
 
 def test_lars_resumes_from_its_state() -> None:

@@ -31,6 +31,9 @@ class LARS(Optimizer):
     every tensor of a group with ``"adapt": False``; without this key a group is adapted if and only
     if its weight decay is not zero, as in bolts.
 
+    With ``clip`` the rate of a tensor is not the product of :math:`\mathrm{lr}` and trust ratio but
+    the smaller of the two, as in LARC and in the settings of solo-learn.
+
     The trust ratios stay on the parameters' device: a step does not synchronize with it.
 
     Args:
@@ -41,6 +44,7 @@ class LARS(Optimizer):
         trust_coefficient: Norm :math:`\eta` of an update, as a fraction of the weight's.
         eps: Added to the denominator of the trust ratio, :math:`\epsilon`.
         nesterov: Use Nesterov momentum.
+        clip: Take the smaller of learning rate and trust ratio in place of their product.
 
     Raises:
         ValueError: If a number is negative, or ``nesterov`` is asked for without momentum.
@@ -57,6 +61,7 @@ class LARS(Optimizer):
         trust_coefficient: float = 0.001,
         eps: float = 1e-8,
         nesterov: bool = False,
+        clip: bool = False,
     ) -> None:
         defaults: dict[str, Any] = {
             "lr": lr,
@@ -70,7 +75,7 @@ class LARS(Optimizer):
                 raise ValueError(f"Expected `{name}` of LARS to be at least 0, but got {value}.")
         if nesterov and momentum == 0:
             raise ValueError("Expected a positive `momentum` for Nesterov's LARS, but got 0.")
-        super().__init__(params, {**defaults, "nesterov": nesterov, "adapt": None})
+        super().__init__(params, {**defaults, "nesterov": nesterov, "clip": clip, "adapt": None})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -139,6 +144,8 @@ def _factors(
     of_params, of_grads = norms.chunk(2)  # one entry a tensor
     sums = torch.add(of_grads, of_params, alpha=group["weight_decay"]).add_(group["eps"])
     trust = of_params.mul(group["trust_coefficient"]).div_(sums)
+    if group.get("clip"):  # not in the groups of older checkpoints
+        trust = torch.where(trust < group["lr"], trust / group["lr"], 1.0)
     # unlike a branch on the norms, `where` does not make the host wait for the device
     adapt = torch.logical_and(of_params, of_grads)
     return torch.where(adapt, trust, 0.0).unbind(), torch.where(adapt, trust, 1.0).unbind()

@@ -35,6 +35,9 @@ class BarlowTwins(Criterion):
         tensor(0.)
     """
 
+    family = "dimension"
+    side = "smaller"
+
     def __init__(self, redundancy: float = 0.005, scale: float = 1.0) -> None:
         super().__init__()
         check_positive(or_zero=True, redundancy=redundancy)

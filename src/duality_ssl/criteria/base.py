@@ -30,6 +30,9 @@ class Criterion(nn.Module, ABC):
         min_dimensions: Fewest dimensions that the criterion is defined for.
         inputs: What it takes beside the views, of :data:`INPUTS`.
         many_views: Whether it takes more than two views.
+        family: What the criterion keeps apart, or predicts: a word of the table in docs/methods.md.
+        side: Matrix of products that it needs: ``"N x N"``, ``"D x D"``, ``"smaller"`` for the
+            smaller of the two, or none.
 
     Example:
         >>> class Distance(Criterion):
@@ -42,6 +45,8 @@ class Criterion(nn.Module, ABC):
     min_dimensions: int = 1
     inputs: ClassVar[frozenset[str]] = frozenset()
     many_views: ClassVar[bool] = False
+    family: ClassVar[str] = ""
+    side: ClassVar[str] = ""
     _takes_group: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:

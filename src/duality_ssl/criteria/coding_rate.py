@@ -32,6 +32,9 @@ class TCR(Criterion):
         tensor(-1.)
     """
 
+    family = "dimension"
+    side = "smaller"
+
     def __init__(self, invariance: float = 100, distortion: float = 0.2) -> None:
         super().__init__()
         check_positive(or_zero=True, invariance=invariance)

@@ -51,6 +51,9 @@ class SimCLR(Criterion):
         tensor(-1.)
     """
 
+    family = "sample"
+    side = "N x N"
+
     def __init__(
         self,
         temperature: float = 0.15,
@@ -155,6 +158,9 @@ class MoCoV3(Criterion):
         tensor(-4.)
     """
 
+    family = "sample"
+    side = "N x N"
+
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
         check_positive(temperature=temperature)
@@ -203,6 +209,9 @@ class SpectralContrastive(Criterion):
         >>> SpectralContrastive()(square, square)["loss"]  # -2 + 1/3: one of three is opposite
         tensor(-1.6667)
     """
+
+    family = "sample"
+    side = "smaller"
 
     def __init__(self, mu: float = 1.0) -> None:
         super().__init__()

@@ -52,6 +52,8 @@ class CorInfoMax(Criterion):
         tensor(0.)
     """
 
+    family = "dimension"
+    side = "D x D"
     means: Tensor
     covariances: Tensor
 

@@ -42,6 +42,8 @@ class CPLearn(Criterion):
         tensor(0.)
     """
 
+    family = "codes"
+
     def __init__(
         self,
         dimensions: int,

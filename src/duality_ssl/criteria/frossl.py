@@ -35,6 +35,9 @@ class FroSSL(Criterion):
         tensor(-1.3863)
     """
 
+    family = "either"
+    side = "smaller"
+
     def __init__(self, invariance: float = 1) -> None:
         super().__init__()
         check_positive(or_zero=True, invariance=invariance)

@@ -36,6 +36,9 @@ class MMCR(Criterion):
         tensor(-2.8284)
     """
 
+    family = "either"
+    side = "smaller"
+
     def __init__(self, compactness: float = 0) -> None:
         super().__init__()
         check_positive(or_zero=True, compactness=compactness)

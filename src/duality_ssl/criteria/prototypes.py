@@ -46,6 +46,7 @@ class SwAV(Criterion):
         True
     """
 
+    family = "codes"
     queued: Tensor
 
     def __init__(
@@ -133,6 +134,7 @@ class DINO(Criterion):
         tensor([0.0250, 0.0250, 0.0250, 0.0250])
     """
 
+    family = "distillation"
     center: Tensor
     _center: Tensor
     _step: Tensor

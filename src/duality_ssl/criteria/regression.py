@@ -35,6 +35,8 @@ class Regression(Criterion):
         tensor(0.)
     """
 
+    family = "distillation"
+
     def __init__(self, scale: float = 2.0) -> None:
         super().__init__()
         check_positive(scale=scale)

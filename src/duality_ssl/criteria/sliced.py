@@ -14,6 +14,8 @@ from duality_ssl.randomness import CRITERION, derive_seed
 class _Sliced(Criterion):
     """An invariance and a regularization, which looks along random directions."""
 
+    family = "directions"
+
     def __init__(self, regularization: float, directions: int) -> None:
         super().__init__()
         check_positive(or_zero=True, regularization=regularization)

@@ -78,6 +78,9 @@ class SupCon(Criterion):
         tensor(0.3333)
     """
 
+    family = "sample"
+    side = "N x N"
+
     def __init__(self, temperature: float = 0.1) -> None:
         super().__init__()
         check_positive(temperature=temperature)

@@ -46,6 +46,9 @@ class VICReg(Criterion):
         tensor(0.)
     """
 
+    family = "dimension"
+    side = "smaller"
+
     def __init__(self, invariance: float = 25, variance: float = 25, covariance: float = 1) -> None:
         super().__init__()
         weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
@@ -124,6 +127,7 @@ class VICRegExp(VICReg):
         tensor(0.)
     """
 
+    side = "D x D"
     min_dimensions = 2
 
     def __init__(
@@ -173,6 +177,9 @@ class VICRegCtr(VICRegExp):
         >>> VICRegCtr()(square, square)["variance"]  # half of the samples have equal entries
         tensor(0.4950)
     """
+
+    family = "sample"
+    side = "N x N"
 
     def __init__(
         self,

@@ -39,6 +39,9 @@ class WMSE(Criterion):
         tensor(0.)
     """
 
+    family = "dimension"
+    side = "D x D"
+
     def __init__(self, w_size: int | None = None) -> None:
         super().__init__()
         if w_size is not None and w_size < 2:

@@ -107,7 +107,10 @@ class WMSE(JointEmbedding, criterion=criteria.WMSE):
 class BYOL(
     JointEmbedding, criterion=criteria.Regression, predictor="4096-d", teacher_momentum=0.99
 ):
-    """Predicts the teacher's embedding of the other view (BYOL)."""
+    """Predicts the teacher's embedding of the other view (BYOL).
+
+    Reference: Grill et al., NeurIPS 2020, eq. 2, https://arxiv.org/abs/2006.07733
+    """
 
 
 class MoCoV3(JointEmbedding, criterion=criteria.MoCoV3, predictor="4096-d", teacher_momentum=0.99):
@@ -121,7 +124,10 @@ class SimSiam(
     predictor_schedule=False,
     scale=0.5,
 ):
-    """Predicts the network's own embedding of the other view, its gradient stopped (SimSiam)."""
+    """Predicts the network's own embedding of the other view, its gradient stopped (SimSiam).
+
+    Reference: Chen and He, CVPR 2021, eqs. 1 to 4, https://arxiv.org/abs/2011.10566
+    """
 
 
 class CPLearn(JointEmbedding, criterion=criteria.CPLearn, head=create_tanh_head):
