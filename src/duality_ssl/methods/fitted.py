@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 
-from duality_ssl._internals.lightning import has_sync_batchnorm
+from duality_ssl._internals.lightning import has_sync_batchnorm, silence_evaluation_modes
 from duality_ssl.criteria import Criterion
 from duality_ssl.methods import optimization
 from duality_ssl.methods.checks import check_fit
@@ -96,6 +96,8 @@ class FittedMethod(SavedMethod):
         if stage != "fit":
             return
         check_fit(self.criterion, self.backbone, self.trainer, teacher=self.teacher is not None)
+        if self.frozen_stages:
+            silence_evaluation_modes()
         if has_sync_batchnorm(self.trainer):
             synchronize_batch_norm(self, self.trainer.strategy.root_device)
         if self.compiled:
