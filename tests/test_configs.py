@@ -81,6 +81,24 @@ def test_configs_merge_in_any_order(
     assert config["data"]["source"] == "digits"
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["-c", "data/digits.yaml", "--model", "BYOL"], ("4096-d", 0.99)),
+        (["-c", "data/digits.yaml", "-c", "methods/byol.yaml"], ("4096-d", 0.99)),
+        (["-c", "methods/byol.yaml", "-c", "methods/vicreg.yaml"], (None, None)),
+        (["-c", "methods/byol.yaml", "--model=VICReg"], (None, None)),
+    ],
+    ids=["option", "config", "other config", "other option"],
+)
+def test_defaults_are_those_of_the_method_that_is_named_last(
+    words: list[str], expected: tuple[Any, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(CONFIGS / word) if word.endswith(".yaml") else word for word in words]
+    model = parse(capsys, *given)["model"]["init_args"]
+    assert (model["predictor"], model["teacher_momentum"]) == expected
+
+
 @pytest.mark.parametrize("data", ["digits", "cifar10", "imagenet"])  # AdamW, SGD, LARS
 @pytest.mark.filterwarnings("error")
 def test_transformer_recipe_replaces_the_optimizer_of_the_data(

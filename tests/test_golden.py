@@ -160,7 +160,7 @@ RESOLVED: dict[str, dict[str, Any]] = {
         "rankme.max_samples": 25_600,  # Garrido et al., RankMe
         "evaluation": {
             "protocols": ["linear", "knn", "few_label", "ranks", "spectrum", "geometry", "views"],
-            **{"sets": [], "cache": True, "batch_size": 256},
+            **{"sets": [], "cache": True, "teacher": False, "batch_size": 256},
             **{"k": 5, "temperature": 0.07, "max_linear_samples": 50_000},
             **{"labels_per_class": 5, "few_label_draws": 20},
             **{"sgd_epochs": 100, "sgd_learning_rates": [0.01, 0.03, 0.1, 0.3, 1.0]},

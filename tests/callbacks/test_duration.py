@@ -13,7 +13,7 @@ from helpers.fits import fit
 from duality_ssl.callbacks import duration
 from duality_ssl.callbacks.duration import DurationEstimate, spell
 from duality_ssl.data import SSLDataModule
-from duality_ssl.methods import VICReg
+from duality_ssl.methods import BYOL, JointEmbedding, VICReg
 
 SMALL: dict[str, Any] = {"backbone": "resnet_tiny", "projector": "8-8", "in_channels": 1}
 
@@ -50,24 +50,33 @@ def test_sum(workers: int, every: int, seconds: float, caplog: pytest.LogCapture
         check_val_every_n_epoch=every,
         datamodule=SimpleNamespace(num_workers=workers),
     )
-    module: Any = SimpleNamespace(device=torch.device("cpu"))
-    with caplog.at_level(logging.INFO), patch.object(duration, "measure", return_value=(1.0, 6.0)):
+    module: Any = torch.nn.Module()
+    module.device = torch.device("cpu")
+    with (
+        caplog.at_level(logging.INFO),
+        patch.object(duration, "measure", return_value=(1.0, 6.0, 2)),
+    ):
         DurationEstimate().on_train_start(trainer, module)
     assert f"The fit takes {spell(seconds)}" in caplog.text
 
 
-def weights_after(tmp_path: Path, *callbacks: DurationEstimate) -> dict[str, torch.Tensor]:
+def weights_after(
+    tmp_path: Path, method: type[JointEmbedding], *callbacks: DurationEstimate
+) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    module = VICReg(**SMALL, warmup_epochs=0)
+    module = method(**SMALL, warmup_epochs=0)
     data = SSLDataModule("digits", batch_size=16)
     fit(tmp_path, module, data, *callbacks, epochs=1, limit_train_batches=2, limit_val_batches=1)
     return {**module.state_dict(), "next": torch.rand(3)}
 
 
-def test_fit_stays_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    expected = weights_after(tmp_path)
+@pytest.mark.parametrize("method", [VICReg, BYOL])
+def test_fit_stays_as_it_is(
+    method: type[JointEmbedding], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = weights_after(tmp_path, method)
     with caplog.at_level(logging.INFO):
-        found = weights_after(tmp_path, DurationEstimate())
+        found = weights_after(tmp_path, method, DurationEstimate())
     assert "The fit takes about " in caplog.text
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 

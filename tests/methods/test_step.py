@@ -1,14 +1,16 @@
 """The training step with a predictor, a teacher, inputs of the criterion and many views."""
 
 import inspect
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.fits import fit
+from helpers.fits import fit, trainer
 from lightning import Callback
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from duality_ssl import criteria
@@ -16,16 +18,19 @@ from duality_ssl.callbacks import (
     CollapseGuard,
     DualityMonitor,
     LastCheckpoint,
+    OfflineEvaluation,
     OnlineKNN,
     OnlineLinearProbe,
     RankMe,
     ViewGrid,
 )
+from duality_ssl.callbacks.memory import estimate
 from duality_ssl.criteria import Criterion
 from duality_ssl.data import SSLDataModule
 from duality_ssl.data.augment.view import SmallView
 from duality_ssl.methods import BYOL, JointEmbedding, SimSiam, VICReg
 from duality_ssl.networks.projector import create_projector
+from duality_ssl.runs.export import export
 
 SMALL: dict[str, Any] = {"backbone": "resnet_tiny", "projector": "16-8", "in_channels": 1}
 SMALL |= {"warmup_epochs": 0, "base_lr": 1.0, "optimizer": torch.optim.SGD}
@@ -311,6 +316,56 @@ def test_teacher_starts_from_pretrained_weights(tmp_path: Path) -> None:
     model.load_pretrained()
     for backbone in (model.backbone, model.teacher.backbone):
         assert torch.equal(backbone.stem[0].weight, source.stem[0].weight)
+
+
+def test_test_evaluates_the_teacher_on_request(tmp_path: Path) -> None:
+    """Files of its own, other scores than the network's, and the network back in its place."""
+    model = make(teacher_momentum=0.5, base_lr=100.0)
+    train(model, digits()).save_checkpoint(tmp_path / "last.ckpt")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    records, seen = {}, []
+    for teacher in (False, True):
+        evaluation = OfflineEvaluation(protocols=("knn", "ranks"), teacher=teacher)
+        run = trainer(tmp_path, evaluation)
+        hook = model.teacher.backbone.register_forward_hook(lambda *_: seen.append(True))
+        run.test(model, digits(64, subset=100), ckpt_path=tmp_path / "last.ckpt", verbose=False)
+        hook.remove()
+        assert bool(seen) == teacher
+        name = "evaluation-teacher.json" if teacher else "evaluation.json"
+        records[teacher] = json.loads((tmp_path / name).read_text())
+    assert records[True].pop("teacher") is True
+    assert records[True].keys() == records[False].keys()
+    assert records[True]["rankme_features"] != records[False]["rankme_features"]
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+    kept = {path.name for path in (tmp_path / "features-cache").iterdir()}
+    assert kept == {"last-test.npz", "last-test-teacher.npz"}
+    with pytest.raises(ValueError, match=r"a method with a teacher for --evaluation\.teacher"):
+        trainer(None, OfflineEvaluation(teacher=True)).test(make(SimSiam), digits(64))
+
+
+def test_the_teachers_backbone_is_written_on_request(tmp_path: Path) -> None:
+    model = make(teacher_momentum=0.5)
+    train(model, digits()).save_checkpoint(tmp_path / "last.ckpt")
+    model.save_backbone(tmp_path / "own.safetensors", teacher=True)
+    path = export(tmp_path / "last.ckpt", "safetensors", teacher=True)
+    assert path.name == "backbone-teacher.safetensors"
+    for file in (path, tmp_path / "own.safetensors"):
+        expected = dict(model.teacher.backbone.state_dict())
+        torch.testing.assert_close(load_file(file), expected, rtol=0, atol=0)
+    train(make(SimSiam), digits(), max_steps=1).save_checkpoint(tmp_path / "none.ckpt")
+    with pytest.raises(ValueError, match=r"with a teacher, but it holds no teacher\.backbone"):
+        export(tmp_path / "none.ckpt", "safetensors", teacher=True)
+
+
+def test_memory_counts_views_predictor_and_teacher() -> None:
+    """By hand: 4 x 3 + 3 x 2 weights, 3 of a norm twice; a predictor of 2 x 2."""
+    projector, predictor = create_projector("3-2", 4), create_projector("2", 2)
+    options: dict[str, Any] = {"views": 3, "predictor": predictor, "teacher": projector}
+    need = estimate(projector, criteria.Regression(), 5, **options)
+    assert need.parameters == 24 + 4
+    assert need.weights == 4 * (3 * 28 + 24)
+    assert need.activations == 4 * 3 * 5 * (2 * 3 + 2 + 2)
+    assert need.criterion == 4 * (criteria.Regression().memory(5, 2) + 3 * 5 * 2)
 
 
 # in a fit

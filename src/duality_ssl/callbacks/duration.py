@@ -3,11 +3,14 @@
 import copy
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from duality_ssl.batches import training_views
 from duality_ssl.data.datasets import Batch
@@ -34,7 +37,7 @@ class DurationEstimate(Callback):
         if trainer.world_size > 1 or trainer.max_steps != -1 or endless:
             return
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), copied(pl_module):
             measured = measure(trainer, pl_module)
         if measured is None:
             return
@@ -48,15 +51,27 @@ class DurationEstimate(Callback):
         rank_zero_info(f"The fit takes {spell(epochs * epoch)}, by the speed of its first batch.")
 
 
+@contextmanager
+def copied(module: nn.Module) -> Iterator[None]:
+    """Let a module compute with copies of its parts, in train mode."""
+    parts = nn.ModuleDict(dict(module.named_children()))
+    for name, part in copy.deepcopy(parts).train().items():
+        setattr(module, name, part)
+    try:
+        yield
+    finally:
+        for name, part in parts.items():
+            setattr(module, name, part)
+
+
 def measure(trainer: Trainer, module: Any) -> tuple[float, float, int] | None:
-    """Seconds to load a batch, and to augment it and train a copy of the network on it; its views.
+    """Seconds to load a batch, and to augment it and train the network on it; its views.
 
     None if an image cannot be read: the loader says which one.
     """
     loader: Any = trainer.train_dataloader
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     request: BatchRequest = next(iter(loader.sampler))
-    network = copy.deepcopy(module).train()
     loads: list[float] = []
     steps: list[float] = []
     for _ in range(_REPEATS):
@@ -69,7 +84,7 @@ def measure(trainer: Trainer, module: Any) -> tuple[float, float, int] | None:
         batch = trainer.strategy.batch_to_device(batch, module.device)
         large, small, labels = training_views(data.on_after_batch_transfer(batch, 0))
         with torch.enable_grad(), trainer.precision_plugin.forward_context():
-            terms, _, _ = network.compute_terms(large, small, labels)
+            terms, _, _ = module.compute_terms(large, small, labels)
         terms["loss"].backward()
         if module.device.type == "cuda":
             torch.cuda.synchronize(module.device)

@@ -40,6 +40,10 @@ class CommandLine:
                 self._add(flag, value)
             else:  # the parser misses the value
                 self.words.append(flag)
+        # a class that is named later would keep the defaults of the one before
+        method = self._method()
+        self._first = [] if method is None else ["--model", method]
+        self.words[1:1] = self._first
 
     def _add(self, flag: str, value: str) -> None:
         if flag == "--ckpt_path":
@@ -59,6 +63,20 @@ class CommandLine:
             named = content["ckpt_path"]
             self.ckpt_path = None if named is None else str(named)
 
+    def _method(self) -> str | None:
+        """The class of the method that is named last, by the option or in a config."""
+        found = None
+        for flag, value in pairwise([*self.words, ""]):
+            option, equals, given = flag.partition("=")
+            if option in ("--model", "--model.class_path"):
+                found = given if equals else value
+            elif flag == "--config":
+                config = yaml.safe_load(value)
+                model = config.get("model") if isinstance(config, dict) else None
+                named = model.get("class_path") if isinstance(model, dict) else model
+                found = named if isinstance(named, str) else found
+        return found
+
     def modules(self) -> set[str]:
         """Modules of the classes and functions that the user names."""
         words = [word for flag, word in pairwise(["", *self.words]) if flag != "--config"]
@@ -73,7 +91,8 @@ class CommandLine:
             return self.words
         for name in self._appended():
             config = without(config, name.split("."))
-        return [self.words[0], "--config", yaml.safe_dump(config), *self.words[1:]]
+        rest = self.words[1 + len(self._first) :]
+        return [self.words[0], *self._first, "--config", yaml.safe_dump(config), *rest]
 
     def _appended(self) -> set[str]:
         names = [word.partition("=")[0][2:] for word in self.words if word.startswith("--")]
