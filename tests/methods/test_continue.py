@@ -187,6 +187,7 @@ def test_groups_keep_decay_and_adaptation_and_hold_every_parameter_once() -> Non
     assert len(held) == len({*held})
     assert {*held} == {p for p in model.parameters() if p.requires_grad}
     for group in groups:
+        assert all(scales.get(p) == group.get("scale") for p in group["params"])
         if group["adapt"]:
             assert all(p.ndim > 1 for p in group["params"])
 
