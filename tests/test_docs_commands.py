@@ -32,6 +32,7 @@ import yaml
 from helpers.pages import BLOCKS, PAGES, ROOT, Block, commands, prose
 from helpers.synthetic_rows import methods_alone
 from PIL import Image
+from timm import create_model
 from torchvision.models import resnet18
 
 from duality_ssl.cli import main
@@ -104,6 +105,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         main([*shortened(words), "--model.backbone", "resnet18"])
         torch.save(resnet18().state_dict(), "resnet18.pth")
+        torch.save(create_model("convnext_atto").state_dict(), "convnext_atto.pth")
     return folder
 
 

@@ -48,6 +48,11 @@ def has_sync_batchnorm(trainer: Trainer) -> bool:
     return getattr(trainer.strategy, "_layer_sync", None) is not None
 
 
+def silence_evaluation_modes() -> None:
+    """Silence the warning, when training starts, of modules that are in evaluation mode."""
+    warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start")
+
+
 def silence() -> None:
     """Silence messages that the user can do nothing about."""
     # a resumed run's

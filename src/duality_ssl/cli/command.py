@@ -336,6 +336,8 @@ class Command(LightningCLI):
             self.model.build_optimizer(lr=0.1)
             if self.checkpoint is None:
                 self.model.load_pretrained()
+            else:
+                self.model.check_groups(content)
 
     def run(self, **arguments: Any) -> None:
         """Run the Trainer; exit with code 1 if the last checkpoint could not be written."""

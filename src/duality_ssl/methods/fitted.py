@@ -1,6 +1,6 @@
 """How a method is prepared for a fit, optimized, and moved step by step."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -8,13 +8,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 
-from duality_ssl._internals.lightning import has_sync_batchnorm
+from duality_ssl._internals.lightning import has_sync_batchnorm, silence_evaluation_modes
 from duality_ssl.criteria import Criterion
 from duality_ssl.methods import optimization
 from duality_ssl.methods.checks import check_fit
 from duality_ssl.methods.saved import SavedMethod
 from duality_ssl.methods.strategy import check_strategy
 from duality_ssl.networks.batch_norm import synchronize_batch_norm
+from duality_ssl.networks.stages import hold_frozen, layer_scales
 from duality_ssl.optim import fuse
 
 
@@ -30,6 +31,8 @@ class FittedMethod(SavedMethod):
     warmup_epochs: float
     final_lr_fraction: float
     predictor_schedule: bool
+    frozen_stages: int
+    layer_decay: float
     channels_last: bool
     compiled: bool
     _total_steps: float
@@ -56,9 +59,10 @@ class FittedMethod(SavedMethod):
     def build_optimizer(self, lr: float) -> torch.optim.Optimizer:
         """Build the optimizer; raise ``ValueError`` if it refuses the values of its options."""
         constant = None if self.predictor_schedule else self.predictor
-        groups = optimization.parameter_groups(self, self.weight_decay, constant)
+        scales = layer_scales(self.backbone, self.layer_decay)
+        groups = optimization.parameter_groups(self, self.weight_decay, constant, scales)
         try:
-            return self.optimizer([{**group, "lr": lr} for group in groups])
+            return self.optimizer([{**group, "lr": lr * group.get("scale", 1)} for group in groups])
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"The optimizer refuses its options: {error}. Correct those of --model.optimizer."
@@ -70,6 +74,13 @@ class FittedMethod(SavedMethod):
         if self.teacher is not None:
             networks = self.backbone, self.projector
             self.teacher.update(*networks, self.global_step, self._total_steps)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all modules but those of frozen stages, which stay in evaluation."""
+        super().train(mode)
+        if self.frozen_stages:
+            hold_frozen(self.backbone, *([] if self.teacher is None else [self.teacher.backbone]))
+        return self
 
     def setup(self, stage: str) -> None:
         """Refuse a strategy or images that do not fit; prepare the network."""
@@ -85,6 +96,8 @@ class FittedMethod(SavedMethod):
         if stage != "fit":
             return
         check_fit(self.criterion, self.backbone, self.trainer, teacher=self.teacher is not None)
+        if self.frozen_stages:
+            silence_evaluation_modes()
         if has_sync_batchnorm(self.trainer):
             synchronize_batch_norm(self, self.trainer.strategy.root_device)
         if self.compiled:

@@ -17,6 +17,7 @@ from duality_ssl.methods.fitted import FittedMethod
 from duality_ssl.methods.signature import method_init, takes_dimensions
 from duality_ssl.networks.backbones import build_backbone, check_features
 from duality_ssl.networks.projector import create_projector, output_width
+from duality_ssl.networks.stages import freeze_stages, layer_scales
 from duality_ssl.networks.teacher import Teacher
 from duality_ssl.optim import LARS
 
@@ -72,6 +73,11 @@ class JointEmbedding(FittedMethod):
         pretrained: File of weights that a fit starts from, and that a test without a checkpoint
             evaluates: a checkpoint of this package, or the state dict of a backbone (``.pt``,
             ``.pth``, ``.safetensors``).
+        freeze: Number of stages of the backbone, counted from the images, that are not trained. The
+            first is the stem; then come the four stages of a ResNet or ConvNeXt, or the blocks of a
+            transformer. Their batch norms keep their statistics.
+        layer_decay: The learning rate falls by this factor from stage to stage, from the projector,
+            which has the full rate, down to the stem; above 0, and 1 for one rate.
         channels_last: Keep the backbone's weights, and so its maps, in the channels-last layout:
             other rounding, and faster convolutions on CPUs and in half precision on GPUs.
         compile: Let `torch.compile` build the kernels of a fit; its first steps take longer.
@@ -127,6 +133,8 @@ class JointEmbedding(FittedMethod):
         final_lr_fraction: float = 0.001,
         joint_forward: bool = False,
         pretrained: str | Path | None = None,
+        freeze: int = 0,
+        layer_decay: float = 1.0,
         channels_last: bool = True,
         compile: bool = False,
         **criterion_args: Any,
@@ -150,6 +158,8 @@ class JointEmbedding(FittedMethod):
             self.hparams["in_channels"] = self.in_channels
         self.backbone = build_backbone(backbone, self.in_channels, image_size)
         self.num_features: int = self.backbone.num_features  # type: ignore[assignment]
+        freeze_stages(self.backbone, freeze)
+        layer_scales(self.backbone, layer_decay)  # refuses what the optimizer could not have
         self.projector = type(self).create_head(projector, self.num_features, embedding_dim)
         self.embedding_dim = output_width(self.projector)
         self.predictor: nn.Module | None = None
@@ -171,6 +181,9 @@ class JointEmbedding(FittedMethod):
         self.warmup_epochs, self.final_lr_fraction = warmup_epochs, final_lr_fraction
         self.joint_forward, self.channels_last = joint_forward, channels_last
         self.pretrained = pretrained
+        self.frozen_stages, self.layer_decay = freeze, layer_decay
+        if freeze:
+            self.train()  # but for the frozen stages
         self.compiled = compile  # `compile` is a method of every module
 
     def forward(self, images: Tensor) -> Tensor:

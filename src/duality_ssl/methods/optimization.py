@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Container, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -47,7 +48,10 @@ def warmup_cosine(
 
 
 def parameter_groups(
-    module: nn.Module, weight_decay: float, constant: nn.Module | None = None
+    module: nn.Module,
+    weight_decay: float,
+    constant: nn.Module | None = None,
+    scales: Mapping[nn.Parameter, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Split the trainable parameters of a module into two groups for an optimizer.
 
@@ -60,8 +64,11 @@ def parameter_groups(
     The first group holds the rest, and LARS adapts it even if ``weight_decay`` is zero; other
     optimizers ignore ``"adapt"``. Either group may be empty.
 
+    Parameters whose learning rate is scaled by a factor below 1, in ``scales``, make two groups of
+    the same kinds for each factor, from the largest to the smallest; ``"scale"`` holds it.
+
     The parameters of ``constant``, a part of the module whose learning rate follows no schedule,
-    make two more groups of the same kinds, marked by ``"constant"``.
+    make two more groups of the same kinds, the last, marked by ``"constant"``.
 
     Raises:
         ValueError: If the module has nothing to train.
@@ -88,14 +95,26 @@ def parameter_groups(
             f"Expected {type(module).__name__} to have trainable parameters, but it has none."
         )
     held = set() if constant is None else set(constant.parameters())
+    scales = scales or {}
+    factors = sorted({scales[p] for p in (*weights, *plain) if p in scales} - {1.0}, reverse=True)
+    flags: list[dict[str, Any]] = [{}, *({"scale": factor} for factor in factors)]
+    flags += [{"constant": True}] if held else []
     groups = []
-    for is_held in (False, True) if held else (False,):
+    for flag in flags:
         for parameters, decay, adapt in ((weights, weight_decay, True), (plain, 0.0, False)):
-            chosen = [p for p in parameters if (p in held) == is_held]
-            groups.append({"params": chosen, "weight_decay": decay, "adapt": adapt})
-            if is_held:
-                groups[-1]["constant"] = True
+            chosen = [p for p in parameters if flag == _flag(p, held, scales)]
+            groups.append({"params": chosen, "weight_decay": decay, "adapt": adapt, **flag})
     return groups
+
+
+def _flag(
+    parameter: nn.Parameter, held: Container[nn.Parameter], scales: Mapping[nn.Parameter, float]
+) -> dict[str, Any]:
+    """What the groups of a parameter have beside its kind."""
+    if parameter in held:
+        return {"constant": True}
+    scale = scales.get(parameter, 1.0)
+    return {} if scale == 1 else {"scale": scale}
 
 
 def global_batch(trainer: Trainer) -> int:

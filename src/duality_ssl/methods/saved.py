@@ -20,6 +20,8 @@ _SHAPING = (
     *("backbone", "projector", "embedding_dim", "in_channels", "image_size"),
     *("predictor", "teacher_momentum"),
 )
+# those that decide the groups of the optimizer
+_GROUPING = ("freeze", "layer_decay", "predictor_schedule")
 
 
 class SavedMethod(LightningModule):
@@ -58,6 +60,17 @@ class SavedMethod(LightningModule):
             f"The checkpoint is of another network ({differs} differs): "
             f"{f'set {options}, or ' if other else ''}load its backbone with --model.pretrained."
         )
+
+    def check_groups(self, checkpoint: Mapping[str, Any]) -> None:
+        """Raise ``ValueError`` for a checkpoint whose optimizer has other groups of parameters."""
+        saved = checkpoint.get("hyper_parameters", {})
+        for name in _GROUPING:
+            if name in saved and saved[name] != self.hparams.get(name):
+                raise ValueError(
+                    f"Expected --model.{name} {saved[name]} as in the checkpoint, whose optimizer "
+                    f"is resumed, but got {self.hparams.get(name)}. To start from its backbone "
+                    "only, use --model.pretrained."
+                )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the method's name and a description of the backbone, for `export_backbone`."""
