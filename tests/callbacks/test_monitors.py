@@ -189,7 +189,7 @@ def test_guard_names_images_of_any_batch(tmp_path: Path) -> None:
 def test_what_a_monitor_needs_is_said(tmp_path: Path, callback: type[Callback]) -> None:
     board = TensorBoardLogger(tmp_path)
     run = trainer(tmp_path, callback(), logger=board, log_every_n_steps=1)
-    needs = r"'embeddings', a tensor|\(\[x1, x2\], labels\)"
+    needs = r"'embeddings', a tensor|\(views, labels\)"
     with pytest.raises(ValueError, match=needs):
         run.fit(PlainModule(), *plain_loaders())
 

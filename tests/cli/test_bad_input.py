@@ -167,10 +167,10 @@ WIDTHS = "widths of 1 to 1048576 or the letter d, joined by single hyphens"
 WORDS = {
     "no command": case("", "expected", "fit,validate,test,predict"),
     "unknown command": case("fitt", "'fitt'", "choose from 'fit'"),
-    "no method": case("fit", "No method was chosen", "Name one with --model: BarlowTwins"),
+    "no method": case("fit", "No method was chosen", "Name one with --model: BYOL"),
     "unknown method": case("fit --model Simclr", "Unknown method 'Simclr'", "Did you mean SimCLR"),
     "class that is no method": case(
-        "fit --model torch.nn.Linear", "Unknown method 'torch.nn.Linear'", "Methods: BarlowTwins"
+        "fit --model torch.nn.Linear", "Unknown method 'torch.nn.Linear'", "Methods: BYOL"
     ),
     "option without a value": case(
         fit("--trainer.max_epochs"), "--trainer.max_epochs", "expected one argument"
@@ -489,7 +489,7 @@ CONFIGS = {
     "config with a list for a method": case(
         "fit -c bad.yaml",
         "model to be a method, but got '[1]'",
-        "Take BarlowTwins",
+        "Take BYOL",
         scene=config("model: [1]"),
     ),
     "config in a config": case(

@@ -6,6 +6,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -104,7 +105,6 @@ class Command(LightningCLI):
 
     def __init__(self, line: CommandLine) -> None:
         self.line = line
-        methods = ", ".join(method_names())
         super().__init__(
             args=line.words,
             model_class=JointEmbedding,
@@ -114,7 +114,7 @@ class Command(LightningCLI):
             seed_everything_default=0,
             parser_kwargs={
                 "prog": "duality-ssl",
-                "description": _DESCRIPTION.format(methods=methods),
+                "description": _DESCRIPTION.format(methods=fill(", ".join(method_names()), 90)),
                 **{name: {"description": _SUBCOMMANDS[name]} for name in self.subcommands()},
             },
         )
