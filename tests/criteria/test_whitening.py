@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import test_criteria as common
 import torch
-from criteria import test_criteria as common
 from helpers.criteria_cases import make_views
 from torch import Tensor
 

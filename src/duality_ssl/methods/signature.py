@@ -31,7 +31,10 @@ def method_init(
     """
     *shared, _ = inspect.signature(step.__init__).parameters.values()  # type: ignore[misc]
     own = inspect.signature(criterion).parameters.values()
-    parameters = [*shared, *(each for each in own if each.name != DIMENSIONS)]
+    # a criterion without an __init__ has the *args and **kwargs of torch.nn.Module
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = (each for each in own if each.kind not in variadic and each.name != DIMENSIONS)
+    parameters = [*shared, *named]
     if unknown := sorted(defaults.keys() - {each.name for each in parameters[1:]}):
         raise ValueError(
             f"Expected the keywords of class {method.__name__} to be arguments of "
