@@ -61,7 +61,8 @@ class CommandLine:
         self.words += ["--config", text]
         self.configs[path] = content
         if "ckpt_path" in content:
-            self.ckpt_path = content["ckpt_path"] and str(content["ckpt_path"])
+            named = content["ckpt_path"]
+            self.ckpt_path = None if named is None else str(named)
         model = content.get("model")
         named = model.get("class_path") if isinstance(model, dict) else model
         if isinstance(named, str):
