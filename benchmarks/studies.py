@@ -153,7 +153,7 @@ def blocks() -> Iterator[Block]:
 
 def content(block: Block) -> tuple[str, str | None]:
     """What a block is on its page, and the figure's SVG."""
-    drawn = block.draw() if block.draw is not None else ""
+    drawn = block.draw() if block.draw is not None else "*Not measured yet.*"
     if isinstance(drawn, str):
         return drawn, None
     if isinstance(drawn, Table):
@@ -162,15 +162,14 @@ def content(block: Block) -> tuple[str, str | None]:
 
 
 def render() -> None:
-    """Write the figures and tables whose rows are there."""
+    """Write all figures and tables."""
     for block in blocks():
-        if block.draw is not None:
-            text, svg = content(block)
-            write_table(block.page, block.name, text)
-            if svg is not None:
-                path = FIGURES / "figures" / f"{block.name}.svg"
-                path.parent.mkdir(exist_ok=True)
-                path.write_text(svg)
+        text, svg = content(block)
+        write_table(block.page, block.name, text)
+        if svg is not None:
+            path = FIGURES / "figures" / f"{block.name}.svg"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(svg)
 
 
 def write_table(page: Path, name: str, rendered: str) -> None:
