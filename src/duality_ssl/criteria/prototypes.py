@@ -42,7 +42,7 @@ class SwAV(Criterion):
     Example:
         >>> z1, z2 = torch.eye(4), torch.eye(4)
         >>> terms = SwAV(dimensions=4, num_prototypes=6)(z1, z2, step=0)
-        >>> torch.equal(terms["loss"], terms["entropy"] + terms["divergence"])
+        >>> torch.allclose(terms["loss"], terms["entropy"] + terms["divergence"])
         True
     """
 
