@@ -61,8 +61,8 @@ class CommandLine:
         self.words += ["--config", text]
         self.configs[path] = content
         if "ckpt_path" in content:
-            named = content["ckpt_path"]
-            self.ckpt_path = None if named is None else str(named)
+            checkpoint = content["ckpt_path"]
+            self.ckpt_path = None if checkpoint is None else str(checkpoint)
         model = content.get("model")
         named = model.get("class_path") if isinstance(model, dict) else model
         if isinstance(named, str):
